@@ -1,0 +1,71 @@
+"""Listening to modules while a model runs, and leaving nothing behind."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Listener", "evaluating", "listening"]
+
+Listener = Callable[[Tensor], Tensor | None]
+"""Gets the tensor that a module takes or gives; what it returns, if anything, takes the tensor's place."""
+
+
+@contextmanager
+def listening(
+    model: nn.Module,
+    inputs: Mapping[str, Listener] | None = None,
+    outputs: Mapping[str, Listener] | None = None,
+) -> Iterator[None]:
+    """Call ``inputs[name]`` with what module ``name`` is given, ``outputs[name]`` with what it returns.
+
+    A module that takes or returns several things is heard through the first tensor. The hooks are gone when the block
+    is left, however it is left.
+    """
+    with ExitStack() as stack:
+        for name, listener in (inputs or {}).items():
+            handle = model.get_submodule(name).register_forward_pre_hook(_hear_input(listener), with_kwargs=True)
+            stack.callback(handle.remove)
+        for name, listener in (outputs or {}).items():
+            handle = model.get_submodule(name).register_forward_hook(_hear_output(listener))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off, without gradients; afterwards every module is in the mode that it was in."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _hear_input(listener: Listener) -> Callable[..., tuple | None]:
+    def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+        if args:
+            replacement = listener(args[0])
+            return None if replacement is None else ((replacement, *args[1:]), kwargs)
+        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+        replacement = listener(kwargs[name])
+        return None if replacement is None else (args, {**kwargs, name: replacement})
+
+    return hook
+
+
+def _hear_output(listener: Listener) -> Callable[..., object]:
+    def hook(_module: nn.Module, _args: tuple, output: object) -> object:
+        if isinstance(output, Tensor):
+            return listener(output)
+        if isinstance(output, tuple):
+            replacement = listener(output[0])
+            return None if replacement is None else (replacement, *output[1:])
+        raise TypeError(f"cannot listen to a {type(output).__name__}")
+
+    return hook
