@@ -110,6 +110,7 @@ class Anatomy:
         norm: the final norm.
         head: the output head.
         hidden: the width of the residual stream.
+        entry_gain: what the stream entering block 0 is multiplied by on the way to the final norm, as measured.
     """
 
     decoder: str
@@ -117,6 +118,7 @@ class Anatomy:
     norm: FinalNorm
     head: Head
     hidden: int
+    entry_gain: float = 1.0
 
     @property
     def width(self) -> int:

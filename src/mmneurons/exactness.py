@@ -1,0 +1,194 @@
+"""Two checks that scores are exact, on the model and the picture at hand.
+
+Completeness: the stream entering block 0, every other write, every neuron and the biases, all carried to the final norm
+and read along a direction, add up to the logit. Completeness cannot see permuted neurons, so ``check_neurons`` runs the
+model with one activation at zero, holds everything else at what was recorded, and compares the change of the logit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmneurons.errors import OptionError
+from mmneurons.finders.contribution import directions
+from mmneurons.finders.protocol import Target
+from mmneurons.vlm.hooks import Listener, evaluating, listening
+from mmneurons.vlm.model import VLM
+from mmneurons.vlm.readout import readout
+from mmneurons.vlm.recording import Recording
+
+__all__ = ["Completeness", "NeuronCheck", "check_neurons", "completeness"]
+
+
+@dataclass(frozen=True)
+class Completeness:
+    """How a logit is made up, all in logits, summed in float64.
+
+    Attributes:
+        entry: the share of the stream where it enters block 0.
+        writes: the share of every other write (attention).
+        neurons: the share of all neurons of all blocks.
+        biases: the share of the biases of write sites, norm and head.
+        expected: the logit (less its reference), from the stream before the final norm.
+    """
+
+    entry: float
+    writes: float
+    neurons: float
+    biases: float
+    expected: float
+
+    @property
+    def total(self) -> float:
+        """The sum of the parts."""
+        return self.entry + self.writes + self.neurons + self.biases
+
+    @property
+    def error(self) -> float:
+        """|total − expected| / max(1, |expected|)."""
+        return abs(self.total - self.expected) / max(1.0, abs(self.expected))
+
+
+def completeness(vlm: VLM, recording: Recording, target: Target, against: str | None = None) -> Completeness:
+    """Add up what was recorded at one step and compare it with the logit.
+
+    Args:
+        vlm: the model, with the weights that it was recorded with.
+        recording: of any caption.
+        target: the step and the token; with ``against="word"`` the other token, too.
+        against: as in ``mmneurons.finders.Contribution``.
+    """
+    head = readout(vlm)
+    stream = recording.stream[target.step][None]
+    rows, constants = directions(head, stream, [target], against)
+    pulled = (head.pull_back(rows).double() * head.statistic(stream)[:, None])[0]
+    shift = 0.0 if head.shift is None else float((rows @ head.shift)[0])
+    anatomy = vlm.anatomy
+    neurons = biases = 0.0
+    for index, block in enumerate(anatomy.blocks):
+        site = block.ffn
+        weight = site.weight(vlm.model).detach().cpu().double()
+        per_unit = pulled @ weight * site.gain
+        neurons += float(recording.activations[target.step, index, : site.width].double() @ per_unit)
+        bias = site.bias(vlm.model)
+        biases += 0.0 if bias is None else float(pulled @ bias.detach().cpu().double()) * site.gain
+    gains = torch.tensor([write.gain for block in anatomy.blocks for write in block.writes], dtype=torch.double)
+    written = recording.writes[target.step].double()
+    expected = float((rows.double() * head.normalize(stream).double()).sum()) + float(constants[0]) - shift
+    return Completeness(
+        entry=float(recording.entry[target.step].double() @ pulled) * anatomy.entry_gain,
+        writes=float(gains @ (written @ pulled)),
+        neurons=neurons,
+        biases=biases + float(constants[0]),
+        expected=expected,
+    )
+
+
+@dataclass(frozen=True)
+class NeuronCheck:
+    """What single neurons did to a logit when they were taken away, and what was claimed.
+
+    Attributes:
+        measured: the fall of the logit, everything else held, in logits.
+        claimed: the contribution of the neuron.
+        expected: the logit.
+    """
+
+    measured: Float[Tensor, "neurons"]
+    claimed: Float[Tensor, "neurons"]
+    expected: float
+
+    @property
+    def error(self) -> float:
+        """The largest |measured − claimed| / max(1, |logit|)."""
+        return float((self.measured - self.claimed).abs().max()) / max(1.0, abs(self.expected))
+
+
+def check_neurons(
+    vlm: VLM,
+    recording: Recording,
+    target: Target,
+    neurons: Sequence[tuple[int, int]],
+    claimed: Float[Tensor, "blocks width"],
+    against: str | None = None,
+) -> NeuronCheck:
+    """Take neurons of one block away, one by one, and follow the change to the logit on a forward.
+
+    The model runs again over the prompt and the caption up to the step. The block's FFN is computed anew from its own
+    input with one activation at zero; every later write is held at what it was with all activations in place, and so are
+    the final norm's statistics. What is left of the change before the final norm is read along the direction.
+
+    Args:
+        vlm: the model, with the weights that it was recorded with.
+        recording: of any caption.
+        target: the step and the token.
+        neurons: block and column of each; all of one block.
+        claimed: the scores that are checked.
+        against: as in ``mmneurons.finders.Contribution``.
+
+    Raises:
+        OptionError: the neurons are of several blocks.
+    """
+    blocks = {block for block, _ in neurons}
+    if len(blocks) != 1:
+        raise OptionError("check_neurons takes neurons of one block at a time.")
+    index = blocks.pop()
+    columns = torch.tensor([column for _, column in neurons])
+    streams = _streams_without(vlm, recording, target.step, index, columns)
+    head = readout(vlm)
+    full = streams[:1]
+    rows, constants = directions(head, recording.stream[target.step][None], [target], against)
+    pulled = (head.pull_back(rows).double() * head.statistic(full)[:, None])[0]
+    shift = 0.0 if head.shift is None else float((rows @ head.shift)[0])
+    return NeuronCheck(
+        measured=((full - streams[1:]) @ pulled).float(),
+        claimed=claimed[index, columns],
+        expected=float((rows.double() * head.normalize(full).double()).sum()) + float(constants[0]) - shift,
+    )
+
+
+def _streams_without(
+    vlm: VLM, recording: Recording, step: int, index: int, columns: Tensor
+) -> Float[Tensor, "rows hidden"]:
+    """The stream before the final norm: row 0 as it is, every other row with one unit of one block at zero."""
+    model, anatomy = vlm.model, vlm.anatomy
+    prompt = recording.inputs["input_ids"]
+    tokens = torch.cat([prompt, recording.token_ids[None, :step].to(prompt)], 1)
+    rows = len(columns) + 1
+    found: dict[str, Tensor] = {}
+
+    def drop(z: Tensor) -> Tensor:
+        # all other positions stay row 0's, so one position per row is enough to tell the rows apart
+        z = z.clone()
+        z[torch.arange(1, rows), -1, columns.to(z.device)] = 0
+        return z
+
+    def hold(x: Tensor) -> Tensor:
+        return x[:1].expand_as(x)
+
+    def keep(x: Tensor) -> None:
+        found["stream"] = x[:, -1].detach().double().cpu()
+
+    later = [write.module for block in anatomy.blocks[index + 1 :] for write in block.writes]
+    later += [block.ffn.module for block in anatomy.blocks[index + 1 :]]
+    inputs: dict[str, Listener] = {anatomy.blocks[index].ffn.module: drop, anatomy.norm.module: keep}
+    outputs: dict[str, Listener] = {name: hold for name in later}
+    with evaluating(model):
+        cache, last = _prefill(vlm, recording, tokens)
+        cache.batch_repeat_interleave(rows)
+        mask = torch.ones(rows, tokens.shape[1], dtype=torch.long, device=tokens.device)
+        with listening(model, inputs, outputs):
+            model(input_ids=last.expand(rows, -1), attention_mask=mask, past_key_values=cache, use_cache=True)
+    return found["stream"]
+
+
+def _prefill(vlm: VLM, recording: Recording, tokens: Tensor):  # noqa: ANN202
+    """The keys and values of all positions but the last, and the last token."""
+    inputs = {**recording.inputs, "input_ids": tokens[:, :-1], "attention_mask": torch.ones_like(tokens[:, :-1])}
+    output = vlm.model(**inputs, use_cache=True)
+    return output.past_key_values, tokens[:, -1:]

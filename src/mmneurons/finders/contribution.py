@@ -1,0 +1,138 @@
+"""A neuron's exact share of a logit.
+
+At the emitting position, with the final norm's statistics frozen, the logit of a token is linear in the residual stream,
+and the stream is a sum of what was written into it. So neuron (l, i) with activation z and output vector v has the share
+
+    contribution(l, i, t) = z(l, i) · (v(l, i) · ũ_t),
+
+where ũ_t is the unembedding of the token pulled back through the frozen norm (Pan et al. 2024, whose released score is
+the same formula without the norm and with the gate's activation alone). These shares, those of attention and of the
+stream's entry, and the biases add up to the logit: see ``mmneurons.exactness``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmneurons.errors import OptionError
+from mmneurons.finders.protocol import Scores, Target
+from mmneurons.vlm.readout import Readout, readout
+
+if TYPE_CHECKING:
+    from mmneurons.vlm.model import VLM
+    from mmneurons.vlm.recording import Recording
+
+__all__ = ["DEFAULT_AGAINST", "Contribution", "directions"]
+
+DEFAULT_AGAINST = "distribution"
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """The direct contribution of every neuron to the logit of a token, against a reference.
+
+    Attributes:
+        against: what is subtracted from the token's unembedding. None: nothing, the raw logit. ``"vocabulary"``: the
+            mean of the unembeddings of ordinary tokens. ``"distribution"``: their mean under the model's own
+            distribution at that position, so that scores add up to first order to the change of log p. ``"word"``: the
+            unembedding of the target's ``other`` token.
+        norm: ``"frozen"`` (exact) or None (the paper's, which leaves the final norm out).
+        activation: ``"product"``, what the write site is given, or ``"gate"``, the gate alone (the paper's released
+            code; not a share of the logit).
+    """
+
+    against: Literal["vocabulary", "distribution", "word"] | None = DEFAULT_AGAINST
+    norm: Literal["frozen"] | None = "frozen"
+    activation: Literal["product", "gate"] = "product"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("against", self.against, (None, "vocabulary", "distribution", "word")),
+            ("norm", self.norm, (None, "frozen")),
+            ("activation", self.activation, ("product", "gate")),
+        ):
+            if value not in allowed:
+                raise OptionError(f"{name}={value!r} is not possible. Choose one of {', '.join(map(repr, allowed))}.")
+
+    def __call__(self, vlm: VLM, recording: Recording, targets: Sequence[Target]) -> list[Scores]:
+        """Score every neuron for each target.
+
+        Raises:
+            OptionError: ``activation="gate"`` with FFNs that have no gate, or ``against="word"`` without another token.
+        """
+        if not targets:
+            return []
+        activations = recording.activations if self.activation == "product" else recording.gates
+        if activations is None:
+            raise OptionError("activation='gate' needs gated FFNs whose gate can be heard; this model has others.")
+        steps = torch.tensor([target.step for target in targets])
+        head = readout(vlm)
+        stream = recording.stream[steps]
+        rows, constants = directions(head, stream, targets, self.against)
+        if self.norm is None:
+            totals = (rows.double() * stream.double()).sum(-1)
+            pulled, statistic = rows, torch.ones(len(targets))
+        else:
+            totals = (rows.double() * head.normalize(stream).double()).sum(-1) + _biases(head, rows, constants)
+            pulled, statistic = head.pull_back(rows), head.statistic(stream).float()
+        scores = torch.zeros(len(targets), len(vlm.anatomy.blocks), vlm.anatomy.width)
+        for index, block in enumerate(vlm.anatomy.blocks):
+            weight = block.ffn.weight(vlm.model).detach()
+            per_unit = (pulled.to(weight.device) @ weight.float()).cpu() * (statistic * block.ffn.gain)[:, None]
+            scores[:, index, : block.ffn.width] = activations[steps, index, : block.ffn.width] * per_unit
+        shares = self.activation == "product"
+        return [
+            Scores(values, float(total) if shares else None, self._note())
+            for values, total in zip(scores, totals, strict=True)
+        ]
+
+    def _note(self) -> str:
+        notes = []
+        if self.norm is None:
+            notes.append("the final norm is left out, so scores are shares of u·h, not of the logit")
+        if self.activation == "gate":
+            notes.append("the gate stands for the activation, so scores are no shares")
+        return "; ".join(notes)
+
+
+def directions(
+    head: Readout, stream: Float[Tensor, "targets hidden"], targets: Sequence[Target], against: str | None
+) -> tuple[Float[Tensor, "targets hidden"], Float[Tensor, "targets"]]:
+    """The direction that each target is read along, ``u_t`` less its reference, and the constant that belongs to it.
+
+    Raises:
+        OptionError: ``against="word"`` with a target that names no other token.
+    """
+    tokens = torch.tensor([target.token for target in targets])
+    if against is None:
+        return head.rows(tokens)
+    if against == "word":
+        others = [target.other for target in targets if target.other is not None]
+        if len(others) < len(targets):
+            raise OptionError("against='word' needs the other token of every target. Pass the word itself as against=….")
+        rows, constants = head.rows(tokens)
+        other_rows, other_constants = head.rows(torch.tensor(others))
+        return rows - other_rows, constants - other_constants
+    if against == "vocabulary":
+        rows, constants = head.rows(tokens)
+        ordinary = head.ordinary.float()
+        mean_row, mean_constant = head.mixture((ordinary / ordinary.sum())[None])
+        return rows - mean_row, constants - mean_constant
+    logits = head.logits(stream)
+    capped = head.cap(logits)
+    weights = -capped.softmax(-1)
+    weights[torch.arange(len(targets)), tokens] += 1
+    if head.softcap is not None:
+        weights = weights * (1 - (capped / head.softcap).square())
+    return head.mixture(weights)
+
+
+def _biases(head: Readout, rows: Tensor, constants: Tensor) -> Tensor:
+    """What ``constants`` holds beyond the norm's shift, which ``normalize`` has added already."""
+    return constants.double() - (0.0 if head.shift is None else (rows @ head.shift).double())

@@ -1,0 +1,54 @@
+"""What every way of scoring neurons takes and gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mmneurons.vlm.model import VLM
+    from mmneurons.vlm.recording import Recording
+
+__all__ = ["Finder", "Scores", "Target"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """One emitted token that is explained.
+
+    Attributes:
+        step: the index into ``recording.token_ids``.
+        token: the id whose logit is explained.
+        other: the id that it is contrasted with, where a finder contrasts.
+    """
+
+    step: int
+    token: int
+    other: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One score per neuron.
+
+    Attributes:
+        values: float32 on the CPU; units that a narrower block does not have are 0.
+        total: what the scores are shares of, before a soft-cap; None where they are no shares of anything.
+        note: what is approximate in these scores, to be shown with them; empty where nothing is.
+    """
+
+    values: Float[Tensor, "blocks width"]
+    total: float | None
+    note: str = ""
+
+
+class Finder(Protocol):
+    """A way of scoring neurons: a frozen dataclass whose fields are its options."""
+
+    def __call__(self, vlm: VLM, recording: Recording, targets: Sequence[Target]) -> list[Scores]:
+        """Score every neuron for each target, in their order."""
+        ...

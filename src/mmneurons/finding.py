@@ -1,0 +1,492 @@
+"""From a picture to the neurons behind the words of its caption.
+
+    image + prompt ──generate once, with its cache──▶ caption ──▶ a word and the steps that emitted it
+                          │ activations of every FFN neuron                    │
+                          ▼                                                    ▼
+                      Recording ───────────────▶ finder: one score per neuron ──▶ top neurons
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, overload
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from mmneurons.errors import OptionError, WordNotFoundError
+from mmneurons.finders import Finder, Scores, Target, make_finder
+from mmneurons.finders.contribution import Contribution
+from mmneurons.neurons import NeuronRow, NeuronTable, PromotedBy, output_vectors, promoted_tokens
+from mmneurons.vlm.inputs import PREFIX, PROMPT, Request, check_inputs, continuation, make_inputs
+from mmneurons.vlm.pictures import PictureLike, open_picture
+from mmneurons.vlm.recording import (
+    IMAGE_BUDGET,
+    Recording,
+    end_token_id,
+    image_activations,
+    record_forced,
+    record_generation,
+)
+from mmneurons.words import Word, find_words, token_spans
+
+if TYPE_CHECKING:
+    from mmneurons.heatmaps import Heatmap
+    from mmneurons.vlm.model import VLM
+
+__all__ = ["Finding", "WordFinding", "caption", "find", "record"]
+
+Explained = Literal["first", "last", "sum"]
+
+
+@dataclass(frozen=True, eq=False)
+class WordFinding:
+    """The neurons behind one word.
+
+    Attributes:
+        word: what it is called: the lemma of a noun, the surface form of a word that was named.
+        span: where it stands in the caption, in characters.
+        steps: indices into ``recording.token_ids`` of the tokens that spell it.
+        token_ids: these tokens.
+        log_probability: of these tokens together, natural logarithm, before any logits processor.
+        scores: float32 on the CPU; units that a narrower block does not have are 0.
+        activations: of every neuron at the position that emitted the (first) explained token.
+        total: what the scores are shares of; None where they are no shares.
+        note: what is approximate in the scores; empty where nothing is.
+        found: the finding that it is a part of.
+    """
+
+    word: str
+    span: tuple[int, int]
+    steps: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    log_probability: float
+    scores: Float[Tensor, "blocks width"]
+    activations: Float[Tensor, "blocks width"]
+    total: float | None
+    note: str
+    found: Finding
+
+    def neurons(self, k: int) -> list[tuple[int, int]]:
+        """The block and the column of the k neurons with the highest scores, highest first."""
+        width = self.scores.shape[1]
+        real = sum(block.ffn.width for block in self.found.vlm.anatomy.blocks)
+        if not 1 <= k <= real:
+            raise OptionError(f"There are {real} neurons; the best {k} of them cannot be listed.")
+        order = self.scores.flatten().topk(min(self.scores.numel(), k + self.scores.numel() - real)).indices.tolist()
+        widths = [block.ffn.width for block in self.found.vlm.anatomy.blocks]
+        places = ((index // width, index % width) for index in order)
+        return [(block, column) for block, column in places if column < widths[block]][:k]
+
+    def top(self, k: int = 10, promotes: int = 10, by: PromotedBy = "cosine") -> NeuronTable:
+        """The k neurons with the highest scores.
+
+        What they promote is read from the model's weights as they are when this is called.
+
+        Args:
+            k: how many neurons.
+            promotes: how many tokens to name for each.
+            by: ``"cosine"`` or ``"product"``, see ``mmneurons.neurons.promoted_ids``.
+
+        Raises:
+            OptionError: there are not so many neurons.
+        """
+        places = self.neurons(k)
+        vlm = self.found.vlm
+        activations = [float(self.activations[place]) for place in places]
+        signs = torch.tensor([-1.0 if activation < 0 else 1.0 for activation in activations])
+        tokens = promoted_tokens(vlm, output_vectors(vlm, places) * signs[:, None], promotes, by)
+        rows = tuple(
+            NeuronRow(
+                rank=rank,
+                neuron=vlm.anatomy.name(*place),
+                layer=place[0],
+                unit=place[1],
+                score=float(self.scores[place]),
+                share=self._share(float(self.scores[place])),
+                activation=activation,
+                promotes=promoted,
+            )
+            for rank, (place, activation, promoted) in enumerate(zip(places, activations, tokens, strict=True))
+        )
+        return NeuronTable(f"{self.word!r} in {self.found.caption!r}", rows, self.note)
+
+    def look(self, rank: int = 0, first: int | None = None) -> Heatmap:
+        """Where a neuron looks: its activation at the image tokens, times the sign that it had when the word was said.
+
+        Args:
+            rank: which neuron, by score from 0.
+            first: instead, the mean over the ``first`` best neurons.
+
+        Raises:
+            OptionError: there is no picture, no image token, or no such neuron.
+            AnatomyError: which part of the picture an image token shows is not known for this family.
+        """
+        from mmneurons.heatmaps import Heatmap
+        from mmneurons.vlm.geometry import geometry
+
+        found, vlm = self.found, self.found.vlm
+        if found.picture is None or vlm.processor is None:
+            raise OptionError("There is no picture to look at: inputs were given by hand.")
+        places = self.neurons(rank + 1)[rank:] if first is None else self.neurons(first)
+        signs = torch.tensor([-1.0 if self.activations[place] < 0 else 1.0 for place in places])
+        values = (image_activations(vlm, found.recording, places) * signs[:, None]).mean(0)
+        name = vlm.anatomy.name(*places[0]) if first is None else f"mean of the first {first}"
+        return Heatmap(
+            values=values.numpy().astype(np.float32),
+            geometry=geometry(vlm.processor, vlm.model.config, found.picture.size, len(values)),
+            title=f"{self.word}: {name}",
+            source="recording" if found.recording.image_activations is not None else "second prefill",
+        )
+
+    def heatmap(self, rank: int = 0, first: int | None = None) -> Image.Image:
+        """The picture with where a neuron looks painted over it. Arguments and errors as in ``look``."""
+        look = self.look(rank, first)
+        assert self.found.picture is not None
+        return look.overlay(self.found.picture)
+
+    def _share(self, score: float) -> float | None:
+        return None if self.total is None or abs(self.total) < 1e-6 else score / self.total
+
+    def __repr__(self) -> str:
+        block, column = self.neurons(1)[0]
+        return (
+            f"WordFinding({self.word!r}, tokens {list(self.token_ids)}, log p {self.log_probability:.2f}, "
+            f"first neuron {self.found.vlm.anatomy.name(block, column)})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Finding:
+    """A recording, its words, and a score for every neuron and word.
+
+    Attributes:
+        vlm: the model.
+        recording: what the generation left behind.
+        caption: the prefix and what was generated, without special tokens; empty without a processor.
+        parts: one ``WordFinding`` per word, in caption order.
+        picture: the picture as it was opened; None where inputs were given by hand.
+        finder: the way of scoring.
+        explained: which token of a word is explained.
+    """
+
+    vlm: VLM
+    recording: Recording
+    caption: str
+    parts: tuple[WordFinding, ...]
+    picture: Image.Image | None
+    finder: Finder
+    explained: Explained
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words, in caption order."""
+        return tuple(part.word for part in self.parts)
+
+    def __getitem__(self, word: str) -> WordFinding:
+        return self.all(word)[0]
+
+    def all(self, word: str) -> tuple[WordFinding, ...]:
+        """Every occurrence of a word.
+
+        Raises:
+            WordNotFoundError: it is not among the words; the message lists them.
+        """
+        parts = tuple(part for part in self.parts if part.word == word)
+        if not parts:
+            there = ", ".join(dict.fromkeys(self.words)) or "none"
+            raise WordNotFoundError(
+                f"{word!r} is not among the words of {self.caption!r}: {there}. Name it with words=[{word!r}] to explain "
+                "any word of the caption, or pass caption='…' to explain one that the model did not say."
+            )
+        return parts
+
+    def at(self, step: int) -> WordFinding:
+        """The neurons behind the token that a step emitted, whatever it spells.
+
+        Raises:
+            OptionError: there is no such step.
+        """
+        if not 0 <= step < len(self.recording):
+            raise OptionError(f"There is no step {step}: steps are 0 to {len(self.recording) - 1}.")
+        token = int(self.recording.token_ids[step])
+        tokenizer = getattr(self.vlm.processor, "tokenizer", None)
+        name = f"#{token}" if tokenizer is None else tokenizer.decode([token])
+        (part,) = _score(self, [Word(name, name, 0, 0, (step,))], None)
+        return part
+
+    def __iter__(self) -> Iterator[WordFinding]:
+        return iter(self.parts)
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __repr__(self) -> str:
+        return f"Finding({self.caption!r}, words: {', '.join(self.words) or 'none'})"
+
+
+@overload
+def find(vlm: VLM, images: Sequence[PictureLike], **options: object) -> list[Finding]: ...
+@overload
+def find(vlm: VLM, images: PictureLike | None = None, **options: object) -> Finding: ...
+def find(
+    vlm: VLM,
+    images: PictureLike | Sequence[PictureLike] | None = None,
+    *,
+    words: Sequence[str] | None = None,
+    finder: str | Finder = "contribution",
+    token: Explained = "first",
+    prompt: str = PROMPT,
+    prefix: str = PREFIX,
+    caption: str | Sequence[str] | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
+    batch_size: int = 8,
+    max_new_tokens: int = 50,
+    seed: int | None = None,
+    image_budget: int = IMAGE_BUDGET,
+    generation: Mapping[str, object] | None = None,
+    **options: object,
+) -> Finding | list[Finding]:
+    """Find the neurons behind the words of a picture's caption.
+
+    Args:
+        vlm: the model.
+        images: one picture, or a list of them: a path, a PIL image or an array.
+        words: the words to explain. By default the nouns of the caption.
+        finder: how neurons are scored: a name of ``mmneurons.finders.FINDERS``, or a finder.
+        token: which token of a word is explained: its ``"first"``, its ``"last"``, or the ``"sum"`` over all, each at
+            its own emitting position with its own reference.
+        prompt: what the model is asked; the checkpoint's chat template is put around it.
+        prefix: how the caption is begun. It is part of the input; its words cannot be explained.
+        caption: a caption to explain instead of what the model would say. Where it does not begin with the prefix, it is
+            taken whole, without a prefix. For a list of pictures one for all, or a list.
+        inputs: what the model gets, instead of a picture: a batch of one, unpadded, image placeholders expanded.
+        batch_size: how many pictures are generated for at once.
+        max_new_tokens: where a caption is cut.
+        seed: of sampling, where ``generation`` asks for it.
+        image_budget: how many bytes of activations at image positions are kept of one picture, for heatmaps. Beyond it
+            a heatmap costs one more prefill.
+        generation: further options of transformers' ``generate``. Greedy by default.
+        options: of the finder, for example ``against`` (of ``contribution``): None, ``"vocabulary"``,
+            ``"distribution"``, or another word.
+
+    Returns:
+        One finding, or a list of them for a list of pictures.
+
+    Raises:
+        OptionError: an option has a value that it cannot have.
+        PictureError: a picture cannot be read.
+        RecordingError: the generation cannot be recorded as asked.
+        WordNotFoundError: a word in ``words`` is not in the caption.
+        NounPipelineMissingError: nouns are wanted and no spaCy pipeline is installed.
+    """
+    if token not in ("first", "last", "sum"):
+        raise OptionError(f"token={token!r} is not possible. Choose 'first', 'last' or 'sum'.")
+    scorer, contrast = _scorer(finder, options)
+    pictures = None if images is None else [open_picture(image) for image in _as_list(images)]
+    recordings = _record(
+        vlm,
+        pictures,
+        prompt=prompt,
+        prefix=prefix,
+        caption=caption,
+        inputs=inputs,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        image_budget=image_budget,
+        generation=generation,
+    )
+    found = []
+    for recording, picture in zip(recordings, pictures or [None], strict=True):
+        bare = Finding(vlm, recording, recording.caption, (), picture, scorer, token)
+        explained = _words(bare, words)
+        found.append(replace(bare, parts=tuple(_score(bare, explained, contrast))))
+    return found if _is_many(images) else found[0]
+
+
+@overload
+def record(vlm: VLM, images: Sequence[PictureLike], **options: object) -> list[Recording]: ...
+@overload
+def record(vlm: VLM, images: PictureLike | None = None, **options: object) -> Recording: ...
+def record(
+    vlm: VLM, images: PictureLike | Sequence[PictureLike] | None = None, **options: object
+) -> Recording | list[Recording]:
+    """Let the model caption a picture once and keep what its neurons did.
+
+    Args:
+        vlm: the model.
+        images: one picture, or a list of them.
+        options: ``prompt``, ``prefix``, ``caption``, ``inputs``, ``batch_size``, ``max_new_tokens``, ``seed``,
+            ``image_budget`` and ``generation``, as in ``find``.
+
+    Returns:
+        One recording, or a list of them for a list of pictures.
+
+    Raises:
+        OptionError, PictureError, RecordingError: as ``find``.
+    """
+    pictures = None if images is None else [open_picture(image) for image in _as_list(images)]
+    recordings = _record(vlm, pictures, **options)
+    return recordings if _is_many(images) else recordings[0]
+
+
+@overload
+def caption(vlm: VLM, images: Sequence[PictureLike], **options: object) -> list[str]: ...
+@overload
+def caption(vlm: VLM, images: PictureLike, **options: object) -> str: ...
+def caption(vlm: VLM, images: PictureLike | Sequence[PictureLike], **options: object) -> str | list[str]:
+    """What the model says of a picture: the caption that ``find`` explains. Arguments and errors as in ``record``."""
+    recordings = record(vlm, images, **{**options, "image_budget": 0})
+    return [one.caption for one in recordings] if isinstance(recordings, list) else recordings.caption
+
+
+def _record(
+    vlm: VLM,
+    pictures: Sequence[Image.Image] | None,
+    *,
+    prompt: str = PROMPT,
+    prefix: str = PREFIX,
+    caption: str | Sequence[str] | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
+    batch_size: int = 8,
+    max_new_tokens: int = 50,
+    seed: int | None = None,
+    image_budget: int = IMAGE_BUDGET,
+    generation: Mapping[str, object] | None = None,
+) -> list[Recording]:
+    if (pictures is None) == (inputs is None):
+        raise OptionError("Pass pictures, or inputs={…}, and not both.")
+    if batch_size < 1 or max_new_tokens < 1:
+        raise OptionError("batch_size and max_new_tokens have to be at least 1.")
+    if caption is not None:
+        return _record_captions(vlm, pictures, prompt, prefix, caption, image_budget)
+    if pictures is None:
+        assert inputs is not None
+        requests = [check_inputs(vlm, inputs)]
+    else:
+        requests = [make_inputs(vlm, picture, prompt, prefix) for picture in pictures]
+    recordings = []
+    for start in range(0, len(requests), batch_size):
+        batch = requests[start : start + batch_size]
+        recordings += record_generation(vlm, batch, max_new_tokens, seed, image_budget, **(generation or {}))
+    return [_read(vlm, recording) for recording in recordings]
+
+
+def _record_captions(
+    vlm: VLM,
+    pictures: Sequence[Image.Image] | None,
+    prompt: str,
+    prefix: str,
+    caption: str | Sequence[str],
+    image_budget: int,
+) -> list[Recording]:
+    if pictures is None:
+        raise OptionError("caption='…' needs a picture. With inputs={…}, append the caption's ids to input_ids.")
+    captions = [caption] * len(pictures) if isinstance(caption, str) else list(caption)
+    if len(captions) != len(pictures):
+        raise OptionError(f"There are {len(pictures)} pictures and {len(captions)} captions.")
+    recordings = []
+    for picture, text in zip(pictures, captions, strict=True):
+        begun = prefix if text.startswith(prefix) else ""
+        request = make_inputs(vlm, picture, prompt, begun)
+        rest = text.removeprefix(begun)
+        joint = "" if begun or not request.text or request.text[-1].isspace() else " "
+        tokens = [*continuation(vlm, request, joint + rest), *end_token_id(vlm)]
+        recordings.append(_read(vlm, record_forced(vlm, request, tokens, image_budget)))
+    return recordings
+
+
+def _read(vlm: VLM, recording: Recording) -> Recording:
+    """Add the caption and where each token stands in it."""
+    tokenizer = getattr(vlm.processor, "tokenizer", None)
+    if tokenizer is None:
+        return recording
+    prompt = recording.inputs["input_ids"][0].tolist()
+    text, spans = token_spans(tokenizer, prompt, recording.token_ids.tolist())
+    prefix = recording.request.prefix
+    # without a prefix the blank that joins the caption to the prompt is no part of it
+    blank = 0 if prefix else len(text) - len(text.lstrip())
+    shift = len(prefix) - blank
+    moved = tuple((max(0, start + shift), max(0, end + shift)) for start, end in spans)
+    return replace(recording, caption=prefix + text[blank:], spans=moved)
+
+
+def _words(bare: Finding, wanted: Sequence[str] | None) -> Sequence[Word]:
+    if bare.vlm.processor is None:
+        if wanted:
+            raise OptionError("Words need a processor; without one use found.at(step).")
+        return ()
+    begun = len(bare.recording.request.prefix)
+    return find_words(bare.caption, begun, bare.recording.spans, [wanted] if isinstance(wanted, str) else wanted)
+
+
+def _score(bare: Finding, words: Sequence[Word], contrast: str | None) -> list[WordFinding]:
+    """Score all words of a finding at once."""
+    recording = bare.recording
+    targets = [_targets(bare, word, contrast) for word in words]
+    scores = iter(bare.finder(bare.vlm, recording, [target for group in targets for target in group]))
+    parts = []
+    for word, group in zip(words, targets, strict=True):
+        own: list[Scores] = [next(scores) for _ in group]
+        totals = [score.total for score in own if score.total is not None]
+        tokens = tuple(int(recording.token_ids[step]) for step in word.steps)
+        parts.append(
+            WordFinding(
+                word=word.text,
+                span=(word.start, word.end),
+                steps=word.steps,
+                token_ids=tokens,
+                log_probability=float(recording.log_probabilities[list(word.steps)].sum()),
+                scores=torch.stack([score.values for score in own]).sum(0),
+                activations=recording.activations[group[0].step],
+                total=sum(totals) if len(totals) == len(own) else None,
+                note=own[0].note,
+                found=bare,
+            )
+        )
+    return parts
+
+
+def _targets(bare: Finding, word: Word, contrast: str | None) -> list[Target]:
+    tokens = bare.recording.token_ids
+    if contrast is not None:
+        return [_contrasted(bare, word, contrast)]
+    steps = {"first": word.steps[:1], "last": word.steps[-1:], "sum": word.steps}[bare.explained]
+    return [Target(step, int(tokens[step])) for step in steps]
+
+
+def _contrasted(bare: Finding, word: Word, other: str) -> Target:
+    """The first token where a word and another in its place, tokenised in this context, differ."""
+    recording = bare.recording
+    begun = len(recording.request.prefix)
+    before = bare.caption[begun : word.start]
+    spelt = continuation(bare.vlm, recording.request, before + other)
+    said = recording.token_ids.tolist()
+    differs = next((step for step, (own, new) in enumerate(zip(said, spelt)) if own != new), None)
+    if differs is None or differs not in word.steps:
+        raise OptionError(
+            f"{word.surface!r} and {other!r} cannot be contrasted here: in {bare.caption!r} no token of the one stands "
+            "where a different token of the other would. Choose a word with another spelling."
+        )
+    return Target(differs, said[differs], spelt[differs])
+
+
+def _scorer(finder: str | Finder, options: dict[str, object]) -> tuple[Finder, str | None]:
+    """The finder, and the word that it contrasts with."""
+    against = options.get("against")
+    if finder == "contribution" and isinstance(against, str) and against not in ("vocabulary", "distribution"):
+        return Contribution(**{**options, "against": "word"}), against
+    return make_finder(finder, options), None
+
+
+def _is_many(images: object) -> bool:
+    return isinstance(images, Sequence) and not isinstance(images, str)
+
+
+def _as_list(images: PictureLike | Sequence[PictureLike]) -> list[PictureLike]:
+    return list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]

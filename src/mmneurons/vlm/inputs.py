@@ -1,0 +1,154 @@
+"""From a picture and a prompt to what the model gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from mmneurons.errors import OptionError, RecordingError
+from mmneurons.vlm.model import VLM
+
+__all__ = ["PREFIX", "PROMPT", "Request", "collate", "continuation", "make_inputs", "write_prompt"]
+
+PROMPT = "Describe the image in few words."
+"""The paper's prompt."""
+
+PREFIX = "An image of"
+"""How the paper lets every caption begin."""
+
+_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one generation is asked.
+
+    Attributes:
+        inputs: what the model gets, a batch of one, unpadded, image placeholders expanded.
+        text: the whole prompt as the tokenizer got it, the prefix included; None where inputs were given by hand.
+        prefix: how the caption was begun.
+        size: width and height of the picture in pixels, where there was one.
+    """
+
+    inputs: Mapping[str, Tensor]
+    text: str | None
+    prefix: str
+    size: tuple[int, int] | None
+
+
+def write_prompt(vlm: VLM, prompt: str, prefix: str) -> str:
+    """The text around one picture: the checkpoint's chat template over the prompt, then the prefix.
+
+    A processor without a chat template gets the image token, a line break and the prompt.
+    """
+    processor = _processor(vlm)
+    image_token = getattr(processor, "image_token", None)
+    if getattr(processor, "chat_template", None):
+        content = [{"type": "image"}, {"type": "text", "text": prompt}]
+        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    elif isinstance(image_token, str):
+        text = prompt if image_token in prompt else f"{image_token}\n{prompt}\n"
+    else:
+        raise RecordingError(f"{type(processor).__name__} has no chat template and no image token. Pass inputs={{…}}.")
+    if prefix and not text[-1:].isspace() and not prefix[0].isspace():
+        text += " "
+    return text + prefix
+
+
+def make_inputs(vlm: VLM, picture: Image.Image, prompt: str = PROMPT, prefix: str = PREFIX) -> Request:
+    """Prepare one picture.
+
+    Raises:
+        RecordingError: the model has no processor, or its processor cannot be asked about a picture.
+    """
+    text = write_prompt(vlm, prompt, prefix)
+    processor = _processor(vlm)
+    options = {"add_special_tokens": False} if _begins(processor, text) else {}
+    inputs = processor(images=[picture], text=[text], return_tensors="pt", **options)
+    return Request(_to_model(vlm, inputs), text, prefix, picture.size)
+
+
+def continuation(vlm: VLM, request: Request, text: str) -> list[int]:
+    """The ids of a text that goes on from the prompt, tokenised in its context.
+
+    Raises:
+        RecordingError: the text and the end of the prompt share a token, so that neither can be told from the other.
+    """
+    processor = _processor(vlm)
+    if request.text is None:
+        raise RecordingError("Inputs given by hand have no text to go on from. Append the caption's ids to input_ids.")
+    tokenizer = processor.tokenizer
+    options = {"add_special_tokens": not _begins(processor, request.text)}
+    before, whole = (tokenizer(part, **options)["input_ids"] for part in (request.text, request.text + text))
+    end = tokenizer("", add_special_tokens=options["add_special_tokens"])["input_ids"]
+    if end and end[-1] == before[-1] and end[-1] == tokenizer.eos_token_id:
+        before, whole = before[:-1], whole[:-1]
+    if whole[: len(before)] != before:
+        raise RecordingError(
+            f"The caption's beginning {text[:20]!r} melts into the last token of the prompt. Begin it with a blank, or "
+            "choose another prefix."
+        )
+    return whole[len(before) :]
+
+
+def collate(requests: Sequence[Request], pad_token_id: int) -> dict[str, Tensor]:
+    """One batch, padded on the left; tensors that belong to pictures are joined along their first dimension."""
+    batch: dict[str, Tensor] = {}
+    for name in requests[0].inputs:
+        tensors = [request.inputs[name] for request in requests]
+        if name in _PER_TOKEN:
+            fill = pad_token_id if name == "input_ids" else 0
+            length = max(tensor.shape[1] for tensor in tensors)
+            tensors = [torch.nn.functional.pad(t, (length - t.shape[1], 0), value=fill) for t in tensors]
+        else:
+            shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors))]
+            tensors = [_grow(tensor, shape) for tensor in tensors]
+        batch[name] = torch.cat(tensors)
+    return batch
+
+
+def check_inputs(vlm: VLM, inputs: Mapping[str, Tensor]) -> Request:
+    """Take inputs that somebody else prepared: a batch of one without padding.
+
+    Raises:
+        OptionError: there are no input_ids, several rows, or padding.
+    """
+    ids = inputs.get("input_ids")
+    if ids is None or ids.dim() != 2 or len(ids) != 1:
+        raise OptionError("inputs= takes one batch of one: a mapping with input_ids of shape (1, length).")
+    mask = inputs.get("attention_mask", torch.ones_like(ids))
+    if not bool(mask.all()):
+        raise OptionError("inputs= takes inputs without padding; this attention_mask has zeros.")
+    return Request(_to_model(vlm, {**inputs, "attention_mask": mask}), None, "", None)
+
+
+def _processor(vlm: VLM) -> ProcessorMixin:
+    if vlm.processor is None:
+        raise RecordingError(
+            "This model was wrapped without a processor, so pictures cannot be prepared for it. "
+            "Pass mmn.wrap(model, processor), or what the model gets as inputs={…}."
+        )
+    return vlm.processor
+
+
+def _begins(processor: ProcessorMixin, text: str) -> bool:
+    """Whether the chat template has written the token already with which the tokenizer would begin."""
+    bos = getattr(processor.tokenizer, "bos_token", None)
+    return bool(bos) and text.startswith(bos)
+
+
+def _to_model(vlm: VLM, inputs: Mapping[str, object]) -> dict[str, Tensor]:
+    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+    return {
+        name: value.to(vlm.device, vlm.model.dtype if value.is_floating_point() else None) for name, value in tensors.items()
+    }
+
+
+def _grow(tensor: Tensor, shape: list[int]) -> Tensor:
+    missing = [size - own for own, size in zip(tensor.shape[1:], shape)]
+    return torch.nn.functional.pad(tensor, [pad for size in reversed(missing) for pad in (0, size)])

@@ -1,0 +1,225 @@
+"""From a name, a folder or a model in memory to a ``VLM``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from mmneurons.errors import ModelLoadError
+from mmneurons.vlm.anatomy import Anatomy, find_anatomy
+from mmneurons.vlm.measurement import measure
+from mmneurons.vlm.model import VLM
+
+if TYPE_CHECKING:
+    from transformers.utils.quantization_config import QuantizationConfigMixin
+
+__all__ = ["load", "wrap"]
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    dtype: str | torch.dtype | None = None,
+    device_map: str | dict[str, str | int] | None = None,
+    revision: str | None = None,
+    quantization: QuantizationConfigMixin | None = None,
+    anatomy: Anatomy | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> VLM:
+    """Load a vision-language model of transformers and measure where its neurons are.
+
+    Args:
+        name_or_path: ``"demo"``, the name of a checkpoint on the hub, or a folder.
+        dtype: of the weights; the checkpoint's own by default.
+        device_map: as in transformers, where the weights go.
+        revision: a branch, tag or commit of a checkpoint on the hub.
+        quantization: a transformers quantization configuration. Models whose write sites are then no plain matrices
+            are refused.
+        anatomy: where the parts are, instead of what the general rule finds. It is measured all the same.
+        allow_pickle: also read weights that are not safetensors. A pickle can run any code when it is read.
+        trust_remote_code: run the code that a checkpoint brings along.
+
+    Raises:
+        ModelLoadError: there is no such model, no network, a file is missing, or it is not a vision-language model.
+        AnatomyError: the neurons were not found, or what was found failed its measurement.
+    """
+    if str(name_or_path) == "demo":
+        from mmneurons.demo.assembly import assemble
+
+        source = str(assemble())
+    else:
+        source = _check_source(str(name_or_path))
+    shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    _register_demo(source)
+    config = _load_config(source, shared)
+    model = _load_model(
+        source,
+        config,
+        allow_pickle,
+        {**shared, "dtype": dtype or "auto", "device_map": device_map, "quantization_config": quantization},
+    )
+    return _measured(model, _load_processor(source, config, shared), anatomy, str(name_or_path))
+
+
+def wrap(model: PreTrainedModel, processor: ProcessorMixin | None = None, anatomy: Anatomy | None = None) -> VLM:
+    """Take a model that is in memory already. It is not changed.
+
+    Args:
+        model: a vision-language model of transformers.
+        processor: its processor. Without one, pass ``inputs`` to ``find`` and look at steps instead of words.
+        anatomy: where the parts are, instead of what the general rule finds. It is measured all the same.
+
+    Raises:
+        AnatomyError: the neurons were not found, or what was found failed its measurement.
+    """
+    return _measured(model, processor, anatomy, getattr(model, "name_or_path", "") or type(model).__name__)
+
+
+def _measured(model: PreTrainedModel, processor: ProcessorMixin | None, anatomy: Anatomy | None, name: str) -> VLM:
+    vlm = VLM(model, processor, anatomy or find_anatomy(model), name)
+    return VLM(model, processor, measure(vlm), name)
+
+
+def _check_source(source: str) -> str:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelLoadError(f"The folder {source!r} holds no config.json, so it is not a checkpoint of transformers.")
+        return str(path)
+    if path.is_file():
+        raise ModelLoadError(f"{source!r} is a file. Pass the folder that holds config.json and the weights.")
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or os.sep != "/" and os.sep in source
+    if looks_local:
+        raise ModelLoadError(f"There is no folder {source!r}. Check the path; it is taken from {Path.cwd()}.")
+    return source
+
+
+def _register_demo(source: str) -> None:
+    """The demo model's vision tower is ours, so transformers has to be told of it."""
+    config = Path(source) / "config.json"
+    if config.is_file() and "mmneurons" in config.read_text(encoding="utf-8"):
+        from mmneurons.demo.vision_tower import register
+
+        register()
+
+
+def _load_config(source: str, shared: Mapping[str, object]) -> PretrainedConfig:
+    try:
+        config = AutoConfig.from_pretrained(source, **shared)
+    except json.JSONDecodeError as error:
+        raise ModelLoadError(f"The config.json of {source!r} is not JSON: {error}") from error
+    except (OSError, ValueError, KeyError) as error:
+        raise _explain(source, error) from error
+    known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    remote = bool(getattr(config, "auto_map", None))
+    if config.model_type not in known and not remote:
+        raise ModelLoadError(
+            f"{source!r} is of type {config.model_type!r}, which takes no pictures: mmneurons studies vision-language "
+            "models, those that transformers loads with AutoModelForImageTextToText."
+        )
+    if config.model_type == "llava" and getattr(config, "mm_vision_tower", None):
+        raise ModelLoadError(
+            f"{source!r} is a first-generation LLaVA checkpoint. transformers would silently fill it with random "
+            "weights. Use a converted one, for example llava-hf/llava-1.5-7b-hf."
+        )
+    return config
+
+
+def _load_model(
+    source: str, config: PretrainedConfig, allow_pickle: bool, options: Mapping[str, object]
+) -> PreTrainedModel:
+    options = {name: value for name, value in options.items() if value is not None}
+    verbosity = transformers_logging.get_verbosity()
+    # what is missing or left over is refused below, in one sentence instead of a table
+    transformers_logging.set_verbosity_error()
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            source,
+            config=config,
+            use_safetensors=None if allow_pickle else True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise _explain(source, error) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelLoadError(
+            f"{len(missing)} weights of {type(model).__name__} are not in {source!r} ({', '.join(missing[:3])}, …); "
+            "transformers would fill them with random numbers. The checkpoint is of another kind or incomplete."
+        )
+    return model.eval()
+
+
+def _explain(source: str, error: Exception) -> ModelLoadError:
+    text = str(error)
+    local = Path(source).is_dir()
+    if "safetensors" in text and local:
+        return ModelLoadError(
+            f"{source!r} holds no weights as safetensors. If it holds a .bin file that you trust (a pickle can run any "
+            "code when it is read), pass allow_pickle=True; otherwise convert it."
+        )
+    if "trust_remote_code" in text:
+        return ModelLoadError(
+            f"{source!r} brings its own code. Read it, and if you trust it pass trust_remote_code=True."
+        )
+    if "does not recognize this architecture" in text or "model_type" in text:
+        return ModelLoadError(f"transformers does not know the type of {source!r}: {text.splitlines()[0]}")
+    if not local and ("connect" in text.lower() or "offline" in text.lower() or "couldn't" in text.lower()):
+        return ModelLoadError(
+            f"There is no folder {source!r} here, and the hub could not be asked for a model of that name. Check the "
+            "name and the network, or load a folder. mmn.load('demo') needs no network."
+        )
+    if not local:
+        return ModelLoadError(
+            f"There is no folder {source!r} here, and the hub gave no model of that name: {text.splitlines()[0]} "
+            "Check the spelling; a private model needs a login with 'hf auth login'."
+        )
+    return ModelLoadError(f"{source!r} could not be loaded: {text.splitlines()[0]}")
+
+
+def _load_processor(source: str, config: PretrainedConfig, shared: Mapping[str, object]) -> ProcessorMixin:
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        return AutoProcessor.from_pretrained(source, **shared)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        # Without torchvision no video processor loads, and with it no processor that holds one. Pictures need none.
+        if "video" in str(error).lower():
+            return _without_video(source, config, shared)
+        raise ModelLoadError(
+            f"The model of {source!r} was found, but its processor was not: {str(error).splitlines()[0]} The folder needs "
+            "the tokenizer's files and preprocessor_config.json or processor_config.json."
+        ) from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _without_video(source: str, config: PretrainedConfig, shared: Mapping[str, object]) -> ProcessorMixin:
+    name = PROCESSOR_MAPPING_NAMES[config.model_type]
+    kind: type[ProcessorMixin] = getattr(transformers, name if isinstance(name, str) else name[0])
+
+    def get_attributes(_cls: type) -> list[str]:
+        return [part for part in kind.get_attributes() if part != "video_processor"]
+
+    # the name stays, so that what is saved from here is an ordinary checkpoint
+    pictures_only = type(kind.__name__, (kind,), {"get_attributes": classmethod(get_attributes)})
+    return pictures_only.from_pretrained(source, **shared)

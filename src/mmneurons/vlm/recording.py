@@ -1,0 +1,303 @@
+"""One generation, and what it leaves behind.
+
+``record`` runs ``generate`` once, with its cache, and listens: to what every write site is given (the activations), to
+what else is written into the residual stream, to the stream where it enters and before the final norm. Token s is
+emitted at position P − 1 + s, where P is the length of the prompt: the last position of the prefill, then one position a
+step; so the last position of every forward is what is kept. Image positions are kept from the prefill, for heatmaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmneurons.errors import OptionError, RecordingError
+from mmneurons.vlm.hooks import Listener, evaluating, listening
+from mmneurons.vlm.inputs import Request, collate
+from mmneurons.vlm.model import VLM
+
+__all__ = ["IMAGE_BUDGET", "Recording", "end_token_id", "image_activations", "record_forced", "record_generation"]
+
+IMAGE_BUDGET = 512 * 2**20
+"""How many bytes of activations at image positions a recording keeps of one picture."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What one generation left behind, on the CPU. Index s is the step that emitted ``token_ids[s]``.
+
+    Attributes:
+        request: what the model was asked.
+        token_ids: what was generated, the end token included.
+        activations: the input of every write site, float32; narrower FFNs are filled with 0.
+        gates: the same before the product with the ungated half, for gated FFNs; None where there is no gate to hear.
+        log_probabilities: of each emitted token, natural logarithm, before any logits processor.
+        entry: the residual stream where it enters block 0.
+        writes: what every other write (attention) gave, in the order of ``anatomy.blocks``.
+        stream: the residual stream before the final norm.
+        image_positions: where the picture's tokens lie in ``inputs["input_ids"]``.
+        image_activations: the input of every write site at the image positions; None where that was over the budget.
+        forced: the tokens were given, not generated.
+        caption: the prefix and what was generated, without special tokens; empty without a tokenizer.
+        spans: where each token stands in the caption, in characters.
+    """
+
+    request: Request
+    token_ids: Int[Tensor, "steps"]
+    activations: Float[Tensor, "steps blocks width"]
+    gates: Float[Tensor, "steps blocks width"] | None
+    log_probabilities: Float[Tensor, "steps"]
+    entry: Float[Tensor, "steps hidden"]
+    writes: Float[Tensor, "steps writes hidden"]
+    stream: Float[Tensor, "steps hidden"]
+    image_positions: Int[Tensor, "image"]
+    image_activations: Float[Tensor, "blocks image width"] | None
+    forced: bool = False
+    caption: str = ""
+    spans: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """What the model got: a batch of one, unpadded, image placeholders expanded."""
+        return self.request.inputs
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def __repr__(self) -> str:
+        steps, blocks, width = self.activations.shape
+        how = "given" if self.forced else "generated"
+        return f"Recording({steps} tokens {how}, {blocks} blocks of {width} neurons, {len(self.image_positions)} image tokens)"
+
+
+def record_generation(
+    vlm: VLM,
+    requests: Sequence[Request],
+    max_new_tokens: int = 50,
+    seed: int | None = None,
+    image_budget: int = IMAGE_BUDGET,
+    **options: object,
+) -> list[Recording]:
+    """Generate for a batch of requests and record it. Greedy, unless ``options`` (of ``generate``) say otherwise.
+
+    What is not one token a step from one hypothesis (beam search, assisted decoding) is generated first and recorded by
+    a second forward over what came out, which sees the same activations.
+
+    Raises:
+        OptionError: an option that ``generate`` does not have, or that asks for several answers.
+        RecordingError: a hook did not fire once a step.
+    """
+    options = {"do_sample": False, "num_beams": 1, **options}
+    if options.get("num_return_sequences", 1) != 1:
+        raise OptionError("One caption is recorded per picture: num_return_sequences has to be 1.")
+    batch = collate(requests, _pad_token_id(vlm))
+    prompt = batch["input_ids"].shape[1]
+    stepwise = options["num_beams"] == 1 and not _SPECULATIVE & options.keys() and options.get("use_cache", True)
+    if not stepwise:
+        sequences = _generate(vlm, batch, max_new_tokens, seed, options).sequences[:, prompt:].cpu()
+        return [
+            record_forced(vlm, request, _until_end(vlm, row), image_budget)
+            for request, row in zip(requests, sequences, strict=True)
+        ]
+    tape = _Tape(vlm, batch["input_ids"], image_budget)
+    with listening(vlm.model, tape.inputs, tape.outputs):
+        output = _generate(vlm, batch, max_new_tokens, seed, {**options, "output_logits": True})
+    logits = torch.stack(output.logits, 1).float().cpu()
+    sequences = output.sequences[:, prompt:].cpu()
+    recordings = []
+    for row, request in enumerate(requests):
+        tokens = torch.tensor(_until_end(vlm, sequences[row]), dtype=torch.long)
+        recordings.append(tape.recording(request, row, tokens, logits[row, : len(tokens)], forced=False))
+    return recordings
+
+
+def record_forced(
+    vlm: VLM, request: Request, token_ids: Sequence[int], image_budget: int = IMAGE_BUDGET
+) -> Recording:
+    """Record what the model does while it is made to say ``token_ids``: one forward over the prompt and the tokens.
+
+    Raises:
+        OptionError: there are no tokens.
+        RecordingError: a hook did not fire once.
+    """
+    if not len(token_ids):
+        raise OptionError("There is nothing to record: the caption holds no token.")
+    tokens = torch.tensor(list(token_ids), dtype=torch.long)
+    prompt = request.inputs["input_ids"]
+    fed = torch.cat([prompt, tokens[None, :-1].to(prompt)], 1)
+    inputs = {**request.inputs, "input_ids": fed, "attention_mask": torch.ones_like(fed)}
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if name in inputs:
+            inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(tokens) - 1))
+    tape = _Tape(vlm, fed, image_budget, kept=len(tokens))
+    with evaluating(vlm.model), listening(vlm.model, tape.inputs, tape.outputs):
+        logits = vlm.model(**inputs, use_cache=False).logits[0, -len(tokens) :].float().cpu()
+    return tape.recording(request, 0, tokens, logits, forced=True)
+
+
+def image_activations(vlm: VLM, recording: Recording, neurons: Sequence[tuple[int, int]]) -> Float[Tensor, "neurons image"]:
+    """The activations of some neurons at the image positions: from the recording, or else by one more prefill.
+
+    Raises:
+        OptionError: the recording has no image positions.
+    """
+    if not len(recording.image_positions):
+        raise OptionError("There are no image tokens in this recording, so there is nowhere to look.")
+    kept = recording.image_activations
+    if kept is not None:
+        return torch.stack([kept[block, :, column] for block, column in neurons]).float()
+    found: dict[tuple[int, int], Tensor] = {}
+    sites = {block: vlm.anatomy.blocks[block].ffn.module for block, _ in neurons}
+
+    def pick(block: int) -> Listener:
+        columns = [column for other, column in neurons if other == block]
+
+        def listener(x: Tensor) -> None:
+            rows = x[0, recording.image_positions.to(x.device)]
+            found.update({(block, column): rows[:, column].float().cpu() for column in columns})
+
+        return listener
+
+    with evaluating(vlm.model), listening(vlm.model, {site: pick(block) for block, site in sites.items()}):
+        vlm.model(**recording.inputs, use_cache=False)
+    return torch.stack([found[neuron] for neuron in neurons])
+
+
+_SPECULATIVE = {"assistant_model", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "prefill_chunk_size"}
+
+
+class _Tape:
+    """The listeners of one recording, and what they heard."""
+
+    def __init__(self, vlm: VLM, input_ids: Tensor, image_budget: int, kept: int = 1) -> None:
+        self._vlm, self._kept = vlm, kept
+        anatomy = vlm.anatomy
+        self._heard: dict[str, list[Tensor]] = {}
+        self._images: dict[int, list[Tensor]] = {}
+        image = vlm.image_token_id
+        self._positions = [(row == image).nonzero().flatten() for row in input_ids]
+        size = torch.finfo(vlm.dtype).bits // 8
+        longest = max((len(positions) for positions in self._positions), default=0)
+        self._keeps_images = longest * sum(b.ffn.width for b in anatomy.blocks) * size <= image_budget
+        self.inputs: dict[str, Listener] = {
+            anatomy.blocks[0].module: self._note("entry"),
+            anatomy.norm.module: self._note("stream"),
+        }
+        self.outputs: dict[str, Listener] = {}
+        for index, block in enumerate(anatomy.blocks):
+            self.inputs[block.ffn.module] = self._note_activations(index)
+            self.outputs |= {write.module: self._note(write.module) for write in block.writes}
+            if block.ffn.gate:
+                self.outputs[block.ffn.gate] = self._note(f"gate {index}")
+
+    def _note(self, key: str) -> Listener:
+        heard = self._heard.setdefault(key, [])
+        kept = self._kept
+
+        def listener(x: Tensor) -> None:
+            heard.append(x[:, -kept:].detach().clone())
+
+        return listener
+
+    def _note_activations(self, block: int) -> Listener:
+        note = self._note(f"activations {block}")
+
+        def listener(x: Tensor) -> None:
+            note(x)
+            if block not in self._images and self._keeps_images:
+                positions = (own.to(x.device) for own in self._positions)
+                self._images[block] = [row[own].detach().cpu() for row, own in zip(x, positions, strict=True)]
+
+        return listener
+
+    def recording(self, request: Request, row: int, tokens: Tensor, logits: Tensor, forced: bool) -> Recording:
+        anatomy = self._vlm.anatomy
+        steps = len(tokens)
+        columns = [f"activations {index}" for index in range(len(anatomy.blocks))]
+        gates = [f"gate {index}" for index, block in enumerate(anatomy.blocks) if block.ffn.gate]
+        writes = [write.module for block in anatomy.blocks for write in block.writes]
+        prompt = request.inputs["input_ids"][0].cpu()
+        image = self._vlm.image_token_id
+        images = [self._images[index][row] for index in range(len(anatomy.blocks))] if self._images else None
+        return Recording(
+            request=request,
+            token_ids=tokens,
+            activations=self._stack(columns, row, steps, anatomy.width),
+            gates=self._stack(gates, row, steps, anatomy.width) if len(gates) == len(anatomy.blocks) else None,
+            log_probabilities=logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0],
+            entry=self._take("entry", row, steps),
+            writes=self._stack(writes, row, steps, anatomy.hidden),
+            stream=self._take("stream", row, steps),
+            image_positions=(prompt == (-1 if image is None else image)).nonzero().flatten(),
+            image_activations=None if images is None else _fill(images, anatomy.width),
+            forced=forced,
+        )
+
+    def _take(self, key: str, row: int, steps: int) -> Tensor:
+        heard = torch.cat([step[row] for step in self._heard[key]]).float().cpu()
+        if len(heard) < steps:
+            raise RecordingError(
+                f"{key!r} was heard {len(heard)} times while {steps} tokens were generated: the hooks were passed by. "
+                "Was the model compiled, or replaced by a fused kernel, after it was loaded?"
+            )
+        return heard[:steps]
+
+    def _stack(self, keys: list[str], row: int, steps: int, width: int) -> Tensor:
+        return _fill([self._take(key, row, steps) for key in keys], width).transpose(0, 1).contiguous()
+
+
+def _fill(parts: list[Tensor], width: int) -> Tensor:
+    return torch.stack([torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts])
+
+
+def _generate(vlm: VLM, batch: dict[str, Tensor], max_new_tokens: int, seed: int | None, options: dict):  # noqa: ANN202
+    config = vlm.model.generation_config
+    silent = set(options.get("suppress_tokens") or config.suppress_tokens or ())
+    if vlm.image_token_id is not None:
+        # a generated placeholder would be taken for a part of the picture when the caption is fed again
+        silent.add(vlm.image_token_id)
+    options = {**options, "suppress_tokens": sorted(silent) or None}
+    if not options["do_sample"]:
+        options |= {"temperature": None, "top_p": None, "top_k": None} | options
+    with evaluating(vlm.model), torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            return vlm.model.generate(
+                **batch,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=_pad_token_id(vlm),
+                return_dict_in_generate=True,
+                disable_compile=True,
+                **options,
+            )
+        except ValueError as error:
+            if "model_kwargs" in str(error) or "generation" in str(error).lower():
+                raise OptionError(f"generate refused these options: {error}") from error
+            raise
+
+
+def _pad_token_id(vlm: VLM) -> int:
+    tokenizer = getattr(vlm.processor, "tokenizer", None)
+    candidates = [vlm.model.generation_config.pad_token_id, getattr(tokenizer, "pad_token_id", None), *_end_ids(vlm), 0]
+    return next(candidate for candidate in candidates if candidate is not None)
+
+
+def end_token_id(vlm: VLM) -> list[int]:
+    """The token that ends a caption, as a list of one; empty where the model names none."""
+    return _end_ids(vlm)[:1]
+
+
+def _end_ids(vlm: VLM) -> list[int]:
+    ends = vlm.model.generation_config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+def _until_end(vlm: VLM, row: Tensor) -> list[int]:
+    tokens, ends = row.tolist(), set(_end_ids(vlm))
+    last = next((index for index, token in enumerate(tokens) if token in ends), len(tokens) - 1)
+    return tokens[: last + 1]
