@@ -22,7 +22,8 @@ class MMNeuronsError(Exception):
     page: str = "index"
 
     def __str__(self) -> str:
-        return f"{super().__str__()}\n(more: docs/errors/{self.page}.md)"
+        # not super(): a KeyError would show its message as a quoted literal
+        return f"{Exception.__str__(self)}\n(more: docs/errors/{self.page}.md)"
 
 
 class ModelLoadError(MMNeuronsError):

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from mmneurons.errors import OptionError
 from mmneurons.finders.contribution import directions
 from mmneurons.finders.protocol import Target
-from mmneurons.vlm.hooks import Listener, evaluating, listening
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.readout import readout
 from mmneurons.vlm.recording import Recording
+from mmneurons.vlm.replay import streams_without
 
 __all__ = ["Completeness", "NeuronCheck", "check_neurons", "completeness"]
 
@@ -120,8 +119,8 @@ def check_neurons(
     """Take neurons of one block away, one by one, and follow the change to the logit on a forward.
 
     The model runs again over the prompt and the caption up to the step. The block's FFN is computed anew from its own
-    input with one activation at zero; every later write is held at what it was with all activations in place, and so are
-    the final norm's statistics. What is left of the change before the final norm is read along the direction.
+    input with one activation at zero; every later write is held at what it was with all activations in place, and so
+    are the final norm's statistics. What is left of the change before the final norm is read along the direction.
 
     Args:
         vlm: the model, with the weights that it was recorded with.
@@ -139,7 +138,7 @@ def check_neurons(
         raise OptionError("check_neurons takes neurons of one block at a time.")
     index = blocks.pop()
     columns = torch.tensor([column for _, column in neurons])
-    streams = _streams_without(vlm, recording, target.step, index, columns)
+    streams = streams_without(vlm, recording, target.step, index, columns)
     head = readout(vlm)
     full = streams[:1]
     rows, constants = directions(head, recording.stream[target.step][None], [target], against)
@@ -150,45 +149,3 @@ def check_neurons(
         claimed=claimed[index, columns],
         expected=float((rows.double() * head.normalize(full).double()).sum()) + float(constants[0]) - shift,
     )
-
-
-def _streams_without(
-    vlm: VLM, recording: Recording, step: int, index: int, columns: Tensor
-) -> Float[Tensor, "rows hidden"]:
-    """The stream before the final norm: row 0 as it is, every other row with one unit of one block at zero."""
-    model, anatomy = vlm.model, vlm.anatomy
-    prompt = recording.inputs["input_ids"]
-    tokens = torch.cat([prompt, recording.token_ids[None, :step].to(prompt)], 1)
-    rows = len(columns) + 1
-    found: dict[str, Tensor] = {}
-
-    def drop(z: Tensor) -> Tensor:
-        # all other positions stay row 0's, so one position per row is enough to tell the rows apart
-        z = z.clone()
-        z[torch.arange(1, rows), -1, columns.to(z.device)] = 0
-        return z
-
-    def hold(x: Tensor) -> Tensor:
-        return x[:1].expand_as(x)
-
-    def keep(x: Tensor) -> None:
-        found["stream"] = x[:, -1].detach().double().cpu()
-
-    later = [write.module for block in anatomy.blocks[index + 1 :] for write in block.writes]
-    later += [block.ffn.module for block in anatomy.blocks[index + 1 :]]
-    inputs: dict[str, Listener] = {anatomy.blocks[index].ffn.module: drop, anatomy.norm.module: keep}
-    outputs: dict[str, Listener] = {name: hold for name in later}
-    with evaluating(model):
-        cache, last = _prefill(vlm, recording, tokens)
-        cache.batch_repeat_interleave(rows)
-        mask = torch.ones(rows, tokens.shape[1], dtype=torch.long, device=tokens.device)
-        with listening(model, inputs, outputs):
-            model(input_ids=last.expand(rows, -1), attention_mask=mask, past_key_values=cache, use_cache=True)
-    return found["stream"]
-
-
-def _prefill(vlm: VLM, recording: Recording, tokens: Tensor):  # noqa: ANN202
-    """The keys and values of all positions but the last, and the last token."""
-    inputs = {**recording.inputs, "input_ids": tokens[:, :-1], "attention_mask": torch.ones_like(tokens[:, :-1])}
-    output = vlm.model(**inputs, use_cache=True)
-    return output.past_key_values, tokens[:, -1:]

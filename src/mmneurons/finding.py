@@ -1,5 +1,7 @@
 """From a picture to the neurons behind the words of its caption.
 
+::
+
     image + prompt ──generate once, with its cache──▶ caption ──▶ a word and the steps that emitted it
                           │ activations of every FFN neuron                    │
                           ▼                                                    ▼
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -19,10 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmneurons.errors import OptionError, WordNotFoundError
-from mmneurons.finders import Finder, Scores, Target, make_finder
-from mmneurons.finders.contribution import Contribution
+from mmneurons.finders import Finder, Scores, Target, make_finder, takes_seed
 from mmneurons.neurons import NeuronRow, NeuronTable, PromotedBy, output_vectors, promoted_tokens
-from mmneurons.vlm.inputs import PREFIX, PROMPT, Request, check_inputs, continuation, make_inputs
+from mmneurons.vlm.inputs import PREFIX, PROMPT, check_inputs, continuation, make_inputs
 from mmneurons.vlm.pictures import PictureLike, open_picture
 from mmneurons.vlm.recording import (
     IMAGE_BUDGET,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from mmneurons.heatmaps import Heatmap
     from mmneurons.vlm.model import VLM
 
-__all__ = ["Finding", "WordFinding", "caption", "find", "record"]
+__all__ = ["FindOptions", "Finding", "RecordOptions", "WordFinding", "caption", "find", "record"]
 
 Explained = Literal["first", "last", "sum"]
 
@@ -200,8 +201,8 @@ class Finding:
         if not parts:
             there = ", ".join(dict.fromkeys(self.words)) or "none"
             raise WordNotFoundError(
-                f"{word!r} is not among the words of {self.caption!r}: {there}. Name it with words=[{word!r}] to explain "
-                "any word of the caption, or pass caption='…' to explain one that the model did not say."
+                f"{word!r} is not among the words of {self.caption!r}: {there}. Name it with words=[{word!r}] to "
+                "explain any word of the caption, or pass caption='…' to explain one that the model did not say."
             )
         return parts
 
@@ -229,27 +230,77 @@ class Finding:
         return f"Finding({self.caption!r}, words: {', '.join(self.words) or 'none'})"
 
 
+class RecordOptions(TypedDict, total=False):
+    """How a caption comes about.
+
+    Attributes:
+        prompt: what the model is asked, by default what the paper asks; the checkpoint's chat template is put around it.
+        prefix: how the caption is begun (by default "An image of"). It is part of the input; its words cannot be
+            explained.
+        caption: a caption to record instead of what the model would say. Where it does not begin with the prefix, it is
+            taken whole, without a prefix. For a list of pictures one for all, or a list.
+        inputs: what the model gets, instead of a picture: a batch of one, unpadded, image placeholders expanded.
+        batch_size: how many pictures are generated for at once; 8.
+        max_new_tokens: where a caption is cut; 50.
+        seed: of whatever is drawn: sampling, where ``generation`` asks for it, and finders that draw.
+        image_budget: how many bytes of activations at image positions are kept of one picture, for heatmaps; 512 MiB.
+            Beyond it a heatmap costs one more prefill.
+        generation: further options of transformers' ``generate``. Greedy by default.
+    """
+
+    prompt: str
+    prefix: str
+    caption: str | Sequence[str] | None
+    inputs: Mapping[str, Tensor] | None
+    batch_size: int
+    max_new_tokens: int
+    seed: int | None
+    image_budget: int
+    generation: Mapping[str, object] | None
+
+
+class FindOptions(RecordOptions, total=False):
+    """How a caption comes about, and the options of the finder.
+
+    Attributes:
+        against: of ``contribution``: None, ``"vocabulary"``, ``"distribution"``, or another word.
+        norm: of ``contribution``: ``"frozen"`` or None.
+        activation: of ``contribution``: ``"product"`` or ``"gate"``.
+    """
+
+    against: str | None
+    norm: Literal["frozen"] | None
+    activation: Literal["product", "gate"]
+
+
 @overload
-def find(vlm: VLM, images: Sequence[PictureLike], **options: object) -> list[Finding]: ...
-@overload
-def find(vlm: VLM, images: PictureLike | None = None, **options: object) -> Finding: ...
 def find(
     vlm: VLM,
-    images: PictureLike | Sequence[PictureLike] | None = None,
+    images: PictureLike | None = None,
     *,
     words: Sequence[str] | None = None,
     finder: str | Finder = "contribution",
     token: Explained = "first",
-    prompt: str = PROMPT,
-    prefix: str = PREFIX,
-    caption: str | Sequence[str] | None = None,
-    inputs: Mapping[str, Tensor] | None = None,
-    batch_size: int = 8,
-    max_new_tokens: int = 50,
-    seed: int | None = None,
-    image_budget: int = IMAGE_BUDGET,
-    generation: Mapping[str, object] | None = None,
-    **options: object,
+    **options: Unpack[FindOptions],
+) -> Finding: ...
+@overload
+def find(
+    vlm: VLM,
+    images: list[PictureLike] | tuple[PictureLike, ...],
+    *,
+    words: Sequence[str] | None = None,
+    finder: str | Finder = "contribution",
+    token: Explained = "first",
+    **options: Unpack[FindOptions],
+) -> list[Finding]: ...
+def find(
+    vlm: VLM,
+    images: PictureLike | list[PictureLike] | tuple[PictureLike, ...] | None = None,
+    *,
+    words: Sequence[str] | None = None,
+    finder: str | Finder = "contribution",
+    token: Explained = "first",
+    **options: Unpack[FindOptions],
 ) -> Finding | list[Finding]:
     """Find the neurons behind the words of a picture's caption.
 
@@ -259,20 +310,9 @@ def find(
         words: the words to explain. By default the nouns of the caption.
         finder: how neurons are scored: a name of ``mmneurons.finders.FINDERS``, or a finder.
         token: which token of a word is explained: its ``"first"``, its ``"last"``, or the ``"sum"`` over all, each at
-            its own emitting position with its own reference.
-        prompt: what the model is asked; the checkpoint's chat template is put around it.
-        prefix: how the caption is begun. It is part of the input; its words cannot be explained.
-        caption: a caption to explain instead of what the model would say. Where it does not begin with the prefix, it is
-            taken whole, without a prefix. For a list of pictures one for all, or a list.
-        inputs: what the model gets, instead of a picture: a batch of one, unpadded, image placeholders expanded.
-        batch_size: how many pictures are generated for at once.
-        max_new_tokens: where a caption is cut.
-        seed: of sampling, where ``generation`` asks for it.
-        image_budget: how many bytes of activations at image positions are kept of one picture, for heatmaps. Beyond it
-            a heatmap costs one more prefill.
-        generation: further options of transformers' ``generate``. Greedy by default.
-        options: of the finder, for example ``against`` (of ``contribution``): None, ``"vocabulary"``,
-            ``"distribution"``, or another word.
+            its own emitting position with its own reference. A contrast with another word (``against="cat"``) explains
+            the first token where the two differ instead.
+        **options: see ``FindOptions`` and ``RecordOptions``.
 
     Returns:
         One finding, or a list of them for a list of pictures.
@@ -286,49 +326,43 @@ def find(
     """
     if token not in ("first", "last", "sum"):
         raise OptionError(f"token={token!r} is not possible. Choose 'first', 'last' or 'sum'.")
-    scorer, contrast = _scorer(finder, options)
+    asked = {name: value for name, value in options.items() if name in RecordOptions.__annotations__}
+    scorer, contrast = _scorer(finder, {name: value for name, value in options.items() if name not in asked}, options)
     pictures = None if images is None else [open_picture(image) for image in _as_list(images)]
-    recordings = _record(
-        vlm,
-        pictures,
-        prompt=prompt,
-        prefix=prefix,
-        caption=caption,
-        inputs=inputs,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        image_budget=image_budget,
-        generation=generation,
-    )
-    found = []
+    findings = []
+    recordings = _record(vlm, pictures, **cast(RecordOptions, asked))
     for recording, picture in zip(recordings, pictures or [None], strict=True):
         bare = Finding(vlm, recording, recording.caption, (), picture, scorer, token)
-        explained = _words(bare, words)
-        found.append(replace(bare, parts=tuple(_score(bare, explained, contrast))))
-    return found if _is_many(images) else found[0]
+        parts = _score(bare, _words(bare, words), contrast)
+        findings.append(replace(bare, parts=tuple(parts)))
+    return findings if _is_many(images) else findings[0]
 
 
 @overload
-def record(vlm: VLM, images: Sequence[PictureLike], **options: object) -> list[Recording]: ...
+def record(vlm: VLM, images: PictureLike | None = None, **options: Unpack[RecordOptions]) -> Recording: ...
 @overload
-def record(vlm: VLM, images: PictureLike | None = None, **options: object) -> Recording: ...
 def record(
-    vlm: VLM, images: PictureLike | Sequence[PictureLike] | None = None, **options: object
+    vlm: VLM, images: list[PictureLike] | tuple[PictureLike, ...], **options: Unpack[RecordOptions]
+) -> list[Recording]: ...
+def record(
+    vlm: VLM,
+    images: PictureLike | list[PictureLike] | tuple[PictureLike, ...] | None = None,
+    **options: Unpack[RecordOptions],
 ) -> Recording | list[Recording]:
     """Let the model caption a picture once and keep what its neurons did.
 
     Args:
         vlm: the model.
         images: one picture, or a list of them.
-        options: ``prompt``, ``prefix``, ``caption``, ``inputs``, ``batch_size``, ``max_new_tokens``, ``seed``,
-            ``image_budget`` and ``generation``, as in ``find``.
+        **options: see ``RecordOptions``.
 
     Returns:
         One recording, or a list of them for a list of pictures.
 
     Raises:
-        OptionError, PictureError, RecordingError: as ``find``.
+        OptionError: an option has a value that it cannot have.
+        PictureError: a picture cannot be read.
+        RecordingError: the generation cannot be recorded as asked.
     """
     pictures = None if images is None else [open_picture(image) for image in _as_list(images)]
     recordings = _record(vlm, pictures, **options)
@@ -336,57 +370,56 @@ def record(
 
 
 @overload
-def caption(vlm: VLM, images: Sequence[PictureLike], **options: object) -> list[str]: ...
+def caption(vlm: VLM, images: PictureLike, **options: Unpack[RecordOptions]) -> str: ...
 @overload
-def caption(vlm: VLM, images: PictureLike, **options: object) -> str: ...
-def caption(vlm: VLM, images: PictureLike | Sequence[PictureLike], **options: object) -> str | list[str]:
+def caption(
+    vlm: VLM, images: list[PictureLike] | tuple[PictureLike, ...], **options: Unpack[RecordOptions]
+) -> list[str]: ...
+def caption(
+    vlm: VLM, images: PictureLike | list[PictureLike] | tuple[PictureLike, ...], **options: Unpack[RecordOptions]
+) -> str | list[str]:
     """What the model says of a picture: the caption that ``find`` explains. Arguments and errors as in ``record``."""
-    recordings = record(vlm, images, **{**options, "image_budget": 0})
-    return [one.caption for one in recordings] if isinstance(recordings, list) else recordings.caption
+    options["image_budget"] = 0
+    captions = [recording.caption for recording in _record(vlm, [open_picture(p) for p in _as_list(images)], **options)]
+    return captions if _is_many(images) else captions[0]
 
 
-def _record(
-    vlm: VLM,
-    pictures: Sequence[Image.Image] | None,
-    *,
-    prompt: str = PROMPT,
-    prefix: str = PREFIX,
-    caption: str | Sequence[str] | None = None,
-    inputs: Mapping[str, Tensor] | None = None,
-    batch_size: int = 8,
-    max_new_tokens: int = 50,
-    seed: int | None = None,
-    image_budget: int = IMAGE_BUDGET,
-    generation: Mapping[str, object] | None = None,
-) -> list[Recording]:
-    if (pictures is None) == (inputs is None):
-        raise OptionError("Pass pictures, or inputs={…}, and not both.")
+def _record(vlm: VLM, pictures: Sequence[Image.Image] | None, **options: Unpack[RecordOptions]) -> list[Recording]:
+    if unknown := options.keys() - RecordOptions.__annotations__.keys():
+        raise OptionError(
+            f"There is no option {', '.join(sorted(unknown))}. There are: {', '.join(RecordOptions.__annotations__)}. "
+            "Options of generate go into generation={…}."
+        )
+    prompt, prefix = options.get("prompt", PROMPT), options.get("prefix", PREFIX)
+    budget = options.get("image_budget", IMAGE_BUDGET)
+    batch_size, max_new_tokens = options.get("batch_size", 8), options.get("max_new_tokens", 50)
+    inputs, given = options.get("inputs"), options.get("caption")
     if batch_size < 1 or max_new_tokens < 1:
         raise OptionError("batch_size and max_new_tokens have to be at least 1.")
-    if caption is not None:
-        return _record_captions(vlm, pictures, prompt, prefix, caption, image_budget)
-    if pictures is None:
-        assert inputs is not None
+    if given is not None and pictures is not None:
+        return _record_captions(vlm, pictures, prompt, prefix, given, budget)
+    if inputs is not None and pictures is None and given is None:
         requests = [check_inputs(vlm, inputs)]
-    else:
+    elif pictures is not None and inputs is None:
         requests = [make_inputs(vlm, picture, prompt, prefix) for picture in pictures]
+    else:
+        raise OptionError("Pass pictures, or inputs={…} without a caption, and not both.")
+    generation = options.get("generation") or {}
     recordings = []
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
-        recordings += record_generation(vlm, batch, max_new_tokens, seed, image_budget, **(generation or {}))
+        recordings += record_generation(vlm, batch, max_new_tokens, options.get("seed"), budget, **generation)
     return [_read(vlm, recording) for recording in recordings]
 
 
 def _record_captions(
     vlm: VLM,
-    pictures: Sequence[Image.Image] | None,
+    pictures: Sequence[Image.Image],
     prompt: str,
     prefix: str,
     caption: str | Sequence[str],
     image_budget: int,
 ) -> list[Recording]:
-    if pictures is None:
-        raise OptionError("caption='…' needs a picture. With inputs={…}, append the caption's ids to input_ids.")
     captions = [caption] * len(pictures) if isinstance(caption, str) else list(caption)
     if len(captions) != len(pictures):
         raise OptionError(f"There are {len(pictures)} pictures and {len(captions)} captions.")
@@ -476,17 +509,19 @@ def _contrasted(bare: Finding, word: Word, other: str) -> Target:
     return Target(differs, said[differs], spelt[differs])
 
 
-def _scorer(finder: str | Finder, options: dict[str, object]) -> tuple[Finder, str | None]:
-    """The finder, and the word that it contrasts with."""
-    against = options.get("against")
+def _scorer(finder: str | Finder, own: dict[str, object], options: FindOptions) -> tuple[Finder, str | None]:
+    """The finder with its own options, and the word that it contrasts with."""
+    against = own.get("against")
     if finder == "contribution" and isinstance(against, str) and against not in ("vocabulary", "distribution"):
-        return Contribution(**{**options, "against": "word"}), against
-    return make_finder(finder, options), None
+        return make_finder(finder, {**own, "against": "word"}), against
+    if "seed" in options and isinstance(finder, str) and takes_seed(finder):
+        own["seed"] = options["seed"]
+    return make_finder(finder, own), None
 
 
 def _is_many(images: object) -> bool:
-    return isinstance(images, Sequence) and not isinstance(images, str)
+    return isinstance(images, list | tuple)
 
 
-def _as_list(images: PictureLike | Sequence[PictureLike]) -> list[PictureLike]:
-    return list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+def _as_list(images: PictureLike | list[PictureLike] | tuple[PictureLike, ...]) -> list[PictureLike]:
+    return list(images) if isinstance(images, list | tuple) else [images]

@@ -17,12 +17,11 @@ from mmneurons.errors import OptionError
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike
 from mmneurons.vlm.readout import readout
+from mmneurons.vlm.recording import Recording, image_activations
 
 if TYPE_CHECKING:
     import pandas
     import polars
-
-    from mmneurons.vlm.recording import Recording
 
 __all__ = ["Neuron", "NeuronActivations", "NeuronRow", "NeuronTable", "output_vectors", "promoted_tokens"]
 
@@ -70,11 +69,10 @@ class Neuron:
         return promoted_tokens(self.vlm, self.output_vector[None] * sign, k, by)[0]
 
     def activations(
-        self, pictures: PictureLike | Sequence[PictureLike]
+        self, pictures: PictureLike | list[PictureLike] | tuple[PictureLike, ...]
     ) -> NeuronActivations | list[NeuronActivations]:
         """How active it is while the model captions a picture; for a list of pictures a list."""
         from mmneurons.finding import record
-        from mmneurons.vlm.recording import image_activations
 
         def of(recording: Recording) -> NeuronActivations:
             return NeuronActivations(
@@ -84,7 +82,7 @@ class Neuron:
             )
 
         recordings = record(self.vlm, pictures)
-        return [of(recording) for recording in recordings] if isinstance(recordings, list) else of(recordings)
+        return of(recordings) if isinstance(recordings, Recording) else [of(recording) for recording in recordings]
 
     def __repr__(self) -> str:
         return f"Neuron({self.name} of {self.vlm.name})"
@@ -137,7 +135,9 @@ def promoted_tokens(
     tokenizer = getattr(vlm.processor, "tokenizer", None)
 
     def spell(token: int) -> str:
-        return f"#{token}" if tokenizer is None else tokenizer.decode([token], clean_up_tokenization_spaces=False).strip()
+        if tokenizer is None:
+            return f"#{token}"
+        return tokenizer.decode([token], clean_up_tokenization_spaces=False).strip()
 
     return [tuple(spell(token) for token in tokens) for tokens in promoted_ids(vlm, vectors, k, by)]
 
@@ -233,7 +233,8 @@ class NeuronTable:
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("neuron", "score", "share", "activation", "promotes"))
-        body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in _cells(row))}</tr>" for row in self.rows)
+        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) for row in self.rows)
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
         note = f"<p><small>{html.escape(self.note)}</small></p>" if self.note else ""
         return f"<table><caption>{html.escape(self.title)}</caption><tr>{head}</tr>{body}</table>{note}"
 

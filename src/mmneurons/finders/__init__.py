@@ -10,7 +10,7 @@ from mmneurons.finders.chance import Random
 from mmneurons.finders.contribution import Contribution
 from mmneurons.finders.protocol import Finder, Scores, Target
 
-__all__ = ["FINDERS", "Activation", "Contribution", "Finder", "Random", "Scores", "Target", "make_finder"]
+__all__ = ["FINDERS", "Activation", "Contribution", "Finder", "Random", "Scores", "Target", "make_finder", "takes_seed"]
 
 FINDERS: dict[str, type] = {
     "contribution": Contribution,
@@ -36,3 +36,8 @@ def make_finder(finder: str | Finder, options: dict[str, object]) -> Finder:
         has = f"Its options are: {', '.join(known)}." if known else "It has none."
         raise OptionError(f"The finder {finder!r} has no option {', '.join(unknown)}. {has}")
     return FINDERS[finder](**options)
+
+
+def takes_seed(finder: str) -> bool:
+    """Whether a finder draws, and so takes a seed."""
+    return finder in FINDERS and "seed" in {field.name for field in fields(FINDERS[finder])}

@@ -1,7 +1,8 @@
 """A neuron's exact share of a logit.
 
-At the emitting position, with the final norm's statistics frozen, the logit of a token is linear in the residual stream,
-and the stream is a sum of what was written into it. So neuron (l, i) with activation z and output vector v has the share
+At the emitting position, with the final norm's statistics frozen, the logit of a token is linear in the residual
+stream, and the stream is a sum of what was written into it. So neuron (l, i) with activation z and output vector v has
+the share
 
     contribution(l, i, t) = z(l, i) · (v(l, i) · ũ_t),
 
@@ -115,7 +116,7 @@ def directions(
     if against == "word":
         others = [target.other for target in targets if target.other is not None]
         if len(others) < len(targets):
-            raise OptionError("against='word' needs the other token of every target. Pass the word itself as against=….")
+            raise OptionError("A contrast needs the other token of every target. Pass the other word as against='…'.")
         rows, constants = head.rows(tokens)
         other_rows, other_constants = head.rows(torch.tensor(others))
         return rows - other_rows, constants - other_constants

@@ -87,7 +87,7 @@ class FinalNorm:
 
 @dataclass(frozen=True)
 class Head:
-    """The output head: logits = softcap · tanh(scale · (U norm(h) + bias) / softcap), without tanh where there is no cap.
+    """The output head: logits = softcap · tanh(scale · (U norm(h) + bias) / softcap); without a cap, no tanh.
 
     Attributes:
         module: its dotted name.
@@ -243,7 +243,7 @@ def _block(layer: nn.Module, name: str, hidden: int) -> Block:
         raise AnatomyError(f"{name} should have one write site, a linear map that ends its FFN; found: {found}.")
     (site, width), *_ = sites.items()
     attention = [child for child, module in layer.named_modules() if child and _ATTENTION.search(type(module).__name__)]
-    outermost = [child for child in attention if not any(_inside(child, other) for other in attention if other != child)]
+    outermost = [child for child in attention if not any(child.startswith(f"{other}.") for other in attention)]
     return Block(
         module=name,
         ffn=WriteSite(

@@ -13,7 +13,7 @@ from transformers import ProcessorMixin
 from mmneurons.errors import OptionError, RecordingError
 from mmneurons.vlm.model import VLM
 
-__all__ = ["PREFIX", "PROMPT", "Request", "collate", "continuation", "make_inputs", "write_prompt"]
+__all__ = ["PREFIX", "PROMPT", "Request", "check_inputs", "collate", "continuation", "make_inputs", "write_prompt"]
 
 PROMPT = "Describe the image in few words."
 """The paper's prompt."""
@@ -49,8 +49,8 @@ def write_prompt(vlm: VLM, prompt: str, prefix: str) -> str:
     processor = _processor(vlm)
     image_token = getattr(processor, "image_token", None)
     if getattr(processor, "chat_template", None):
-        content = [{"type": "image"}, {"type": "text", "text": prompt}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        chat: list = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+        text = processor.apply_chat_template(chat, add_generation_prompt=True)
     elif isinstance(image_token, str):
         text = prompt if image_token in prompt else f"{image_token}\n{prompt}\n"
     else:
@@ -68,8 +68,10 @@ def make_inputs(vlm: VLM, picture: Image.Image, prompt: str = PROMPT, prefix: st
     """
     text = write_prompt(vlm, prompt, prefix)
     processor = _processor(vlm)
-    options = {"add_special_tokens": False} if _begins(processor, text) else {}
-    inputs = processor(images=[picture], text=[text], return_tensors="pt", **options)
+    options: dict = {"return_tensors": "pt"}
+    if _begins(processor, text):
+        options["add_special_tokens"] = False
+    inputs = processor(images=[picture], text=[text], **options)
     return Request(_to_model(vlm, inputs), text, prefix, picture.size)
 
 
@@ -143,10 +145,8 @@ def _begins(processor: ProcessorMixin, text: str) -> bool:
 
 
 def _to_model(vlm: VLM, inputs: Mapping[str, object]) -> dict[str, Tensor]:
-    tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    return {
-        name: value.to(vlm.device, vlm.model.dtype if value.is_floating_point() else None) for name, value in tensors.items()
-    }
+    tensors = {name: value.to(vlm.device) for name, value in inputs.items() if isinstance(value, Tensor)}
+    return {name: value.to(vlm.model.dtype) if value.is_floating_point() else value for name, value in tensors.items()}
 
 
 def _grow(tensor: Tensor, shape: list[int]) -> Tensor:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -101,11 +101,11 @@ def _check_source(source: str) -> str:
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise ModelLoadError(f"The folder {source!r} holds no config.json, so it is not a checkpoint of transformers.")
+            raise ModelLoadError(f"The folder {source!r} holds no config.json: it is not a checkpoint of transformers.")
         return str(path)
     if path.is_file():
         raise ModelLoadError(f"{source!r} is a file. Pass the folder that holds config.json and the weights.")
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or os.sep != "/" and os.sep in source
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
     if looks_local:
         raise ModelLoadError(f"There is no folder {source!r}. Check the path; it is taken from {Path.cwd()}.")
     return source
@@ -120,7 +120,7 @@ def _register_demo(source: str) -> None:
         register()
 
 
-def _load_config(source: str, shared: Mapping[str, object]) -> PretrainedConfig:
+def _load_config(source: str, shared: Mapping[str, Any]) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(source, **shared)
     except json.JSONDecodeError as error:
@@ -143,14 +143,14 @@ def _load_config(source: str, shared: Mapping[str, object]) -> PretrainedConfig:
 
 
 def _load_model(
-    source: str, config: PretrainedConfig, allow_pickle: bool, options: Mapping[str, object]
+    source: str, config: PretrainedConfig, allow_pickle: bool, options: Mapping[str, Any]
 ) -> PreTrainedModel:
     options = {name: value for name, value in options.items() if value is not None}
     verbosity = transformers_logging.get_verbosity()
     # what is missing or left over is refused below, in one sentence instead of a table
     transformers_logging.set_verbosity_error()
     try:
-        model, report = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             source,
             config=config,
             use_safetensors=None if allow_pickle else True,
@@ -161,6 +161,7 @@ def _load_model(
         raise _explain(source, error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ModelLoadError(
             f"{len(missing)} weights of {type(model).__name__} are not in {source!r} ({', '.join(missing[:3])}, …); "
@@ -196,7 +197,7 @@ def _explain(source: str, error: Exception) -> ModelLoadError:
     return ModelLoadError(f"{source!r} could not be loaded: {text.splitlines()[0]}")
 
 
-def _load_processor(source: str, config: PretrainedConfig, shared: Mapping[str, object]) -> ProcessorMixin:
+def _load_processor(source: str, config: PretrainedConfig, shared: Mapping[str, Any]) -> ProcessorMixin:
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -206,15 +207,17 @@ def _load_processor(source: str, config: PretrainedConfig, shared: Mapping[str, 
         if "video" in str(error).lower():
             return _without_video(source, config, shared)
         raise ModelLoadError(
-            f"The model of {source!r} was found, but its processor was not: {str(error).splitlines()[0]} The folder needs "
-            "the tokenizer's files and preprocessor_config.json or processor_config.json."
+            f"The model of {source!r} was found, but its processor was not: {str(error).splitlines()[0]} The folder "
+            "needs the tokenizer's files and preprocessor_config.json or processor_config.json."
         ) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
 
 
-def _without_video(source: str, config: PretrainedConfig, shared: Mapping[str, object]) -> ProcessorMixin:
-    name = PROCESSOR_MAPPING_NAMES[config.model_type]
+def _without_video(source: str, config: PretrainedConfig, shared: Mapping[str, Any]) -> ProcessorMixin:
+    name = PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    if name is None:
+        raise ModelLoadError(f"{source!r} needs torchvision for its video processor, and cannot do without.")
     kind: type[ProcessorMixin] = getattr(transformers, name if isinstance(name, str) else name[0])
 
     def get_attributes(_cls: type) -> list[str]:

@@ -70,9 +70,7 @@ def measure(vlm: VLM) -> Anatomy:
     _check_write_sites(vlm, forward)
     gains = _gains(vlm, forward)
     _check_sum(vlm, forward, gains)
-    return replace(
-        anatomy, entry_gain=gains[0], blocks=_split_gains(anatomy, gains), head=_measure_head(vlm, forward)
-    )
+    return replace(anatomy, entry_gain=gains[0], blocks=_split_gains(anatomy, gains), head=_measure_head(vlm, forward))
 
 
 def _modules(anatomy: Anatomy) -> list[str]:
@@ -170,8 +168,8 @@ def _check_write_sites(vlm: VLM, forward: _Forward) -> None:
         weight, bias = block.ffn.weight(vlm.model), block.ffn.bias(vlm.model)
         if not weight.is_floating_point() or weight.shape != (vlm.anatomy.hidden, block.ffn.width):
             raise AnatomyError(
-                f"The weight of {block.ffn.module} is {weight.dtype} of shape {tuple(weight.shape)}, not a plain matrix "
-                f"of {vlm.anatomy.hidden} × {block.ffn.width}. Load the model without quantisation or offloading."
+                f"The weight of {block.ffn.module} is {weight.dtype} of shape {tuple(weight.shape)}, not a plain "
+                f"{vlm.anatomy.hidden} × {block.ffn.width} matrix. Load the model without quantisation or offloading."
             )
         expected = torch.nn.functional.linear(given, weight, bias).double().cpu()
         size = torch.nn.functional.linear(given.abs(), weight.abs()).double().cpu()

@@ -35,7 +35,7 @@ class VLM:
     @property
     def device(self) -> torch.device:
         """Where the model takes its inputs."""
-        return self.model.get_input_embeddings().weight.device
+        return self.model.get_input_embeddings().get_parameter("weight").device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,5 +66,5 @@ class VLM:
 
     def __repr__(self) -> str:
         blocks, width = len(self.anatomy.blocks), self.anatomy.width
-        kind = type(self.model).__name__
-        return f"VLM({self.name!r}: {kind}, {blocks} blocks of {width} neurons, {str(self.dtype).removeprefix('torch.')})"
+        kind, dtype = type(self.model).__name__, str(self.dtype).removeprefix("torch.")
+        return f"VLM({self.name!r}: {kind}, {blocks} blocks of {width} neurons, {dtype})"

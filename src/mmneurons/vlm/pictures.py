@@ -63,7 +63,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
         raise PictureError(
-            f"An array of shape {array.shape} is not a picture: it should be (height, width), or (height, width, 3 or 4)."
+            f"An array of shape {array.shape} is not a picture: pass (height, width), or (height, width, 3 or 4)."
         )
     if np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1:

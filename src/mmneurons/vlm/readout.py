@@ -7,7 +7,8 @@ With the norm's statistics frozen at ``h`` the logit of token t is linear in the
 where ``ũ_t`` is the unembedding ``u_t`` pulled back through the frozen norm. A direction here is any weighted sum of
 unembeddings, ``Σ_t w_t u_t``, together with the constant ``Σ_t w_t (u_t · shift + b_t)`` that belongs to it.
 
-Everything is read from the weights as they are now; nothing is kept between calls, so an edit never meets a stale number.
+Everything is read from the weights as they are now and nothing is kept between calls, so an edit never meets a stale
+number.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class Readout:
         return (normed if self.shift is None else normed + self.shift.double()).float()
 
     def pull_back(self, directions: Float[Tensor, "directions hidden"]) -> Float[Tensor, "directions hidden"]:
-        """Directions before the final norm, up to the statistic of a position: ``ũ = statistic · pull_back(u)``."""
+        """Carry directions to before the final norm: ``statistic · pull_back(u)`` is ũ."""
         return self.center(directions * self.gain)
 
     def logits(self, stream: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions vocabulary"]:
@@ -128,8 +129,8 @@ def _ordinary(vlm: VLM, rows: int) -> Bool[Tensor, "vocabulary"]:
     tokenizer = getattr(vlm.processor, "tokenizer", None)
     if tokenizer is not None:
         ordinary[len(tokenizer) :] = False
-        special = {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
-        ordinary[[token for token in special if token < rows]] = False
+        added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+        ordinary[[index for index in added.union(tokenizer.all_special_ids) if index < rows]] = False
     if vlm.image_token_id is not None and vlm.image_token_id < rows:
         ordinary[vlm.image_token_id] = False
     return ordinary

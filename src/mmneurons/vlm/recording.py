@@ -1,15 +1,17 @@
 """One generation, and what it leaves behind.
 
-``record`` runs ``generate`` once, with its cache, and listens: to what every write site is given (the activations), to
-what else is written into the residual stream, to the stream where it enters and before the final norm. Token s is
-emitted at position P − 1 + s, where P is the length of the prompt: the last position of the prefill, then one position a
-step; so the last position of every forward is what is kept. Image positions are kept from the prefill, for heatmaps.
+``record_generation`` runs ``generate`` once, with its cache, and listens: to what every write site is given (the
+activations), to what else is written into the residual stream, to the stream where it enters and before the final norm.
+Token s is emitted at position P − 1 + s, where P is the length of the prompt: the last position of the prefill, then
+one position a step; so the last position of every forward is what is kept. Image positions are kept from the prefill,
+for heatmaps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -70,8 +72,8 @@ class Recording:
 
     def __repr__(self) -> str:
         steps, blocks, width = self.activations.shape
-        how = "given" if self.forced else "generated"
-        return f"Recording({steps} tokens {how}, {blocks} blocks of {width} neurons, {len(self.image_positions)} image tokens)"
+        how, image = "given" if self.forced else "generated", len(self.image_positions)
+        return f"Recording({steps} tokens {how}, {blocks} blocks of {width} neurons, {image} image tokens)"
 
 
 def record_generation(
@@ -115,9 +117,7 @@ def record_generation(
     return recordings
 
 
-def record_forced(
-    vlm: VLM, request: Request, token_ids: Sequence[int], image_budget: int = IMAGE_BUDGET
-) -> Recording:
+def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], image_budget: int = IMAGE_BUDGET) -> Recording:
     """Record what the model does while it is made to say ``token_ids``: one forward over the prompt and the tokens.
 
     Raises:
@@ -139,7 +139,9 @@ def record_forced(
     return tape.recording(request, 0, tokens, logits, forced=True)
 
 
-def image_activations(vlm: VLM, recording: Recording, neurons: Sequence[tuple[int, int]]) -> Float[Tensor, "neurons image"]:
+def image_activations(
+    vlm: VLM, recording: Recording, neurons: Sequence[tuple[int, int]]
+) -> Float[Tensor, "neurons image"]:
     """The activations of some neurons at the image positions: from the recording, or else by one more prefill.
 
     Raises:
@@ -254,9 +256,12 @@ def _fill(parts: list[Tensor], width: int) -> Tensor:
     return torch.stack([torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts])
 
 
-def _generate(vlm: VLM, batch: dict[str, Tensor], max_new_tokens: int, seed: int | None, options: dict):  # noqa: ANN202
-    config = vlm.model.generation_config
-    silent = set(options.get("suppress_tokens") or config.suppress_tokens or ())
+def _generate(
+    vlm: VLM, batch: dict[str, Tensor], max_new_tokens: int, seed: int | None, options: dict[str, Any]
+) -> Any:  # noqa: ANN401
+    # what generate returns depends on its options in a way that types do not tell
+    model: Any = vlm.model
+    silent: set[int] = set(options.get("suppress_tokens") or model.generation_config.suppress_tokens or ())
     if vlm.image_token_id is not None:
         # a generated placeholder would be taken for a part of the picture when the caption is fed again
         silent.add(vlm.image_token_id)
@@ -267,7 +272,7 @@ def _generate(vlm: VLM, batch: dict[str, Tensor], max_new_tokens: int, seed: int
         if seed is not None:
             torch.manual_seed(seed)
         try:
-            return vlm.model.generate(
+            return model.generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
                 pad_token_id=_pad_token_id(vlm),
@@ -282,8 +287,9 @@ def _generate(vlm: VLM, batch: dict[str, Tensor], max_new_tokens: int, seed: int
 
 
 def _pad_token_id(vlm: VLM) -> int:
+    own = getattr(vlm.model.generation_config, "pad_token_id", None)
     tokenizer = getattr(vlm.processor, "tokenizer", None)
-    candidates = [vlm.model.generation_config.pad_token_id, getattr(tokenizer, "pad_token_id", None), *_end_ids(vlm), 0]
+    candidates = [own, getattr(tokenizer, "pad_token_id", None), *_end_ids(vlm), 0]
     return next(candidate for candidate in candidates if candidate is not None)
 
 
@@ -293,7 +299,7 @@ def end_token_id(vlm: VLM) -> list[int]:
 
 
 def _end_ids(vlm: VLM) -> list[int]:
-    ends = vlm.model.generation_config.eos_token_id
+    ends = getattr(vlm.model.generation_config, "eos_token_id", None)
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 

@@ -1,0 +1,44 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+# fresh memory is slow on some machines; this keeps what torch has freed once
+export MALLOC_MMAP_MAX_ := 0
+export MALLOC_TRIM_THRESHOLD_ := -1
+export MALLOC_TOP_PAD_ := 268435456
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test test-all lint types bench clean
+
+demo: $(VENV)/demo.stamp
+	$(RUN) -m mmneurons.demo
+
+test: $(VENV)/dev.stamp
+	$(RUN) -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+
+types: $(VENV)/dev.stamp
+	$(RUN) -m pyright
+
+bench: $(VENV)/bench.stamp
+	$(RUN) -m bench.overhead
+	$(RUN) -m bench.meaning
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache demo-output
+
+$(VENV)/demo.stamp: pyproject.toml constraints.txt requirements/demo.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/demo.txt
+	touch $@
+
+$(VENV)/dev.stamp: $(VENV)/demo.stamp
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/demo.stamp requirements/bench.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/bench.txt
+	touch $@
