@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from mmneurons.errors import OptionError
 from mmneurons.finders.contribution import directions

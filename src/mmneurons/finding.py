@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, cast, overload
+from typing import Literal, TypedDict, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -22,8 +22,11 @@ from torch import Tensor
 
 from mmneurons.errors import OptionError, WordNotFoundError
 from mmneurons.finders import Finder, Scores, Target, make_finder, takes_seed
+from mmneurons.heatmaps import Heatmap
 from mmneurons.neurons import NeuronRow, NeuronTable, PromotedBy, output_vectors, promoted_tokens
+from mmneurons.vlm.geometry import geometry
 from mmneurons.vlm.inputs import PREFIX, PROMPT, check_inputs, continuation, make_inputs
+from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, open_picture
 from mmneurons.vlm.recording import (
     IMAGE_BUDGET,
@@ -34,10 +37,6 @@ from mmneurons.vlm.recording import (
     record_generation,
 )
 from mmneurons.words import Word, find_words, token_spans
-
-if TYPE_CHECKING:
-    from mmneurons.heatmaps import Heatmap
-    from mmneurons.vlm.model import VLM
 
 __all__ = ["FindOptions", "Finding", "RecordOptions", "WordFinding", "caption", "find", "record"]
 
@@ -127,9 +126,6 @@ class WordFinding:
             OptionError: there is no picture, no image token, or no such neuron.
             AnatomyError: which part of the picture an image token shows is not known for this family.
         """
-        from mmneurons.heatmaps import Heatmap
-        from mmneurons.vlm.geometry import geometry
-
         found, vlm = self.found, self.found.vlm
         if found.picture is None or vlm.processor is None:
             raise OptionError("There is no picture to look at: inputs were given by hand.")

@@ -7,7 +7,7 @@ or the words that somebody names, and the tokens that spell them.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mmneurons.english import KINDS_OF_THEIR_OWN, are_forms, compounds_in, fold
 from mmneurons.errors import OptionError, WordNotFoundError
@@ -42,6 +42,7 @@ class Word:
     steps: tuple[int, ...]
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What of a tokenizer is used here; those of transformers have it."""
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mmneurons.finders.protocol import Scores, Target
-
-if TYPE_CHECKING:
-    from mmneurons.vlm.model import VLM
-    from mmneurons.vlm.recording import Recording
+from mmneurons.vlm.model import VLM
+from mmneurons.vlm.recording import Recording
 
 __all__ = ["Activation"]
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
 from mmneurons.finders.protocol import Scores, Target
-
-if TYPE_CHECKING:
-    from mmneurons.vlm.model import VLM
-    from mmneurons.vlm.recording import Recording
+from mmneurons.vlm.model import VLM
+from mmneurons.vlm.recording import Recording
 
 __all__ = ["Random"]
 

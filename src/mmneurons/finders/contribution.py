@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -23,11 +23,9 @@ from torch import Tensor
 
 from mmneurons.errors import OptionError
 from mmneurons.finders.protocol import Scores, Target
+from mmneurons.vlm.model import VLM
 from mmneurons.vlm.readout import Readout, readout
-
-if TYPE_CHECKING:
-    from mmneurons.vlm.model import VLM
-    from mmneurons.vlm.recording import Recording
+from mmneurons.vlm.recording import Recording
 
 __all__ = ["DEFAULT_AGAINST", "Contribution", "directions"]
 

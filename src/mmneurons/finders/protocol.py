@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from mmneurons.vlm.model import VLM
-    from mmneurons.vlm.recording import Recording
+from mmneurons.vlm.model import VLM
+from mmneurons.vlm.recording import Recording
 
 __all__ = ["Finder", "Scores", "Target"]
 
@@ -46,6 +45,7 @@ class Scores:
     note: str = ""
 
 
+@runtime_checkable
 class Finder(Protocol):
     """A way of scoring neurons: a frozen dataclass whose fields are its options."""
 

@@ -224,11 +224,12 @@ class _Tape:
         writes = [write.module for block in anatomy.blocks for write in block.writes]
         prompt = request.inputs["input_ids"][0].cpu()
         image = self._vlm.image_token_id
+        activations = self._stack(columns, row, steps, anatomy.width)
         images = [self._images[index][row] for index in range(len(anatomy.blocks))] if self._images else None
         return Recording(
             request=request,
             token_ids=tokens,
-            activations=self._stack(columns, row, steps, anatomy.width),
+            activations=activations,
             gates=self._stack(gates, row, steps, anatomy.width) if len(gates) == len(anatomy.blocks) else None,
             log_probabilities=logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0],
             entry=self._take("entry", row, steps),

@@ -1,0 +1,51 @@
+"""Models and pictures that tests share. They are read-only: a test that changes weights makes a model of its own."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import numpy as np
+import pytest
+from helpers import tiny
+from PIL import Image
+
+import mmneurons as mmn
+
+FAMILIES = {
+    "llava": tiny.tiny_llava,
+    "llava_next": tiny.tiny_llava_next,
+    "llava_onevision": tiny.tiny_llava_onevision,
+}
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def vlm(request):
+    """A tiny random model of every family."""
+    return mmn.wrap(*FAMILIES[request.param]())
+
+
+@pytest.fixture(scope="session")
+def llava():
+    """One tiny random LLaVA."""
+    return mmn.wrap(*tiny.tiny_llava())
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """The demo model."""
+    return mmn.load("demo")
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """Noise of three shapes."""
+    draw = np.random.default_rng(0)
+    sizes = [(70, 90), (56, 56), (120, 60)]
+    return [Image.fromarray(draw.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
+
+
+@pytest.fixture(scope="session")
+def picture(pictures):
+    """Noise."""
+    return pictures[0]
