@@ -1,6 +1,6 @@
 """Running one step of a recording again, against its keys and values.
 
-The emitting position is the last one: nothing that happens there is seen by another position. So everything before it is
+The emitting position is the last one: nothing that happens there is seen by another position. So what lies before it is
 run once, its keys and values are shared by as many rows as there are variants of that one position, and every row costs
 what one step of generation costs.
 """
