@@ -1,0 +1,1 @@
+"""Side-by-side measurements. What each prints stands in ``bench/README.md``."""
