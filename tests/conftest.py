@@ -5,12 +5,13 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import jaxtyping
 import numpy as np
 import pytest
-from helpers import tiny
 from PIL import Image
 
 import mmneurons as mmn
+from helpers import tiny
 
 FAMILIES = {
     "llava": tiny.tiny_llava,
@@ -23,6 +24,14 @@ FAMILIES = {
 def vlm(request):
     """A tiny random model of every family."""
     return mmn.wrap(*FAMILIES[request.param]())
+
+
+@pytest.fixture
+def unchecked():
+    """Without the checks of annotations that only tests have, so that our own checks of bad values are reached."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

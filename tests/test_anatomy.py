@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import tiny
 from transformers import (
     CLIPVisionConfig,
     Gemma2Config,
@@ -15,6 +14,7 @@ from transformers import (
 )
 
 import mmneurons as mmn
+from helpers import tiny
 from mmneurons.errors import AnatomyError
 from mmneurons.vlm.anatomy import Anatomy, find_anatomy
 
@@ -36,9 +36,7 @@ def llava_over(text_config) -> LlavaForConditionalGeneration:
         hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
     )
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text_config, image_token_id=3)
-    )
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text_config, image_token_id=3))
     return tiny.redraw(model)
 
 

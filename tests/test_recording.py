@@ -1,8 +1,8 @@
 import pytest
 import torch
-from helpers import tiny
 
 import mmneurons as mmn
+from helpers import tiny
 from mmneurons.errors import OptionError, RecordingError
 from mmneurons.vlm.recording import image_activations
 
@@ -58,7 +58,9 @@ def test_gates_times_the_ungated_half_are_the_activations(llava, picture):
         llava.model(**recording.inputs)
     for handle in handles:
         handle.remove()
-    torch.testing.assert_close(recording.activations[0], recording.gates[0] * torch.stack(ungated), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        recording.activations[0], recording.gates[0] * torch.stack(ungated), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_it_says_what_generate_says(vlm, picture):

@@ -327,7 +327,7 @@ def find(
     pictures = None if images is None else [open_picture(image) for image in _as_list(images)]
     findings = []
     recordings = _record(vlm, pictures, **cast(RecordOptions, asked))
-    for recording, picture in zip(recordings, pictures or [None], strict=True):
+    for recording, picture in zip(recordings, [None] if pictures is None else pictures, strict=True):
         bare = Finding(vlm, recording, recording.caption, (), picture, scorer, token)
         parts = _score(bare, _words(bare, words), contrast)
         findings.append(replace(bare, parts=tuple(parts)))

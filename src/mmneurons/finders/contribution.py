@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -46,9 +45,9 @@ class Contribution:
             code; not a share of the logit).
     """
 
-    against: Literal["vocabulary", "distribution", "word"] | None = DEFAULT_AGAINST
-    norm: Literal["frozen"] | None = "frozen"
-    activation: Literal["product", "gate"] = "product"
+    against: str | None = DEFAULT_AGAINST
+    norm: str | None = "frozen"
+    activation: str = "product"
 
     def __post_init__(self) -> None:
         for name, value, allowed in (

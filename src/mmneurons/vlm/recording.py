@@ -241,13 +241,14 @@ class _Tape:
         )
 
     def _take(self, key: str, row: int, steps: int) -> Tensor:
-        heard = torch.cat([step[row] for step in self._heard[key]]).float().cpu()
-        if len(heard) < steps:
+        heard = [step[row] for step in self._heard[key]]
+        positions = sum(len(step) for step in heard)
+        if positions < steps:
             raise RecordingError(
-                f"{key!r} was heard {len(heard)} times while {steps} tokens were generated: the hooks were passed by. "
-                "Was the model compiled, or replaced by a fused kernel, after it was loaded?"
+                f"{key!r} was heard at {positions} positions while {steps} tokens were generated: the hooks were passed "
+                "by. Was the model compiled, or a module replaced by a fused kernel, after it was loaded?"
             )
-        return heard[:steps]
+        return torch.cat(heard)[:steps].float().cpu()
 
     def _stack(self, keys: list[str], row: int, steps: int, width: int) -> Tensor:
         return _fill([self._take(key, row, steps) for key in keys], width).transpose(0, 1).contiguous()

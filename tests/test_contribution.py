@@ -1,0 +1,223 @@
+import pytest
+import torch
+from transformers import GraniteConfig, PhiConfig
+
+import mmneurons as mmn
+from helpers import tiny
+from mmneurons.errors import OptionError
+from mmneurons.finders import Activation, Contribution, Random, Target, make_finder
+from mmneurons.vlm.readout import readout
+from test_anatomy import SMALL, llava_over
+
+AGAINST = (None, "vocabulary", "distribution", "word")
+
+
+@pytest.fixture(scope="module")
+def recorded(vlm, picture):
+    return vlm, mmn.record(vlm, picture, max_new_tokens=6)
+
+
+def target(recording, step=3, other=17):
+    return Target(step, int(recording.token_ids[step]), other)
+
+
+def logits_of(vlm, stream):
+    """The model's own final norm and head."""
+    with torch.no_grad():
+        normed = vlm.model.get_submodule(vlm.anatomy.norm.module)(stream[None, None])
+        return vlm.model.get_submodule(vlm.anatomy.head.module)(normed)[0, 0].double()
+
+
+def left_hand_side(vlm, recording, target, against):
+    """From the model's own logits, with no direction formed."""
+    logits = logits_of(vlm, recording.stream[target.step])
+    own = logits[target.token]
+    if against is None:
+        return own
+    if against == "word":
+        return own - logits[target.other]
+    if against == "distribution":
+        return own - logits.softmax(-1) @ logits
+    tokenizer = vlm.processor.tokenizer
+    ordinary = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids and i != vlm.image_token_id]
+    return own - logits[ordinary].mean()
+
+
+@pytest.mark.parametrize("against", AGAINST)
+def test_completeness(recorded, against):
+    vlm, recording = recorded
+    for step in range(len(recording)):
+        checked = target(recording, step)
+        complete = mmn.completeness(vlm, recording, checked, against)
+        expected = float(left_hand_side(vlm, recording, checked, against))
+        assert complete.expected == pytest.approx(expected, abs=2e-5 * max(1, abs(expected)))
+        assert complete.error < 1e-5
+        (scores,) = Contribution(against)(vlm, recording, [checked])
+        assert complete.neurons == pytest.approx(float(scores.values.double().sum()), abs=1e-4)
+        assert scores.total == pytest.approx(expected, abs=2e-5 * max(1, abs(expected)))
+
+
+@pytest.mark.parametrize("against", AGAINST)
+def test_a_neuron_taken_away_takes_its_contribution_along(recorded, against):
+    vlm, recording = recorded
+    checked = target(recording)
+    (scores,) = Contribution(against)(vlm, recording, [checked])
+    for block in range(3):
+        columns = torch.randperm(112, generator=torch.Generator().manual_seed(block))[:40].tolist()
+        check = mmn.check_neurons(vlm, recording, checked, [(block, c) for c in columns], scores.values, against)
+        assert check.error < 1e-5
+        assert check.measured.abs().max() > 1e-3
+
+
+def test_the_checks_see_wrong_scores(recorded):
+    """Neurons in another order add up just as well; taken away one by one they do not."""
+    vlm, recording = recorded
+    checked = target(recording)
+    (scores,) = Contribution(None)(vlm, recording, [checked])
+    neurons = [(1, column) for column in range(112)]
+    permuted = scores.values.flip(1)
+    assert mmn.check_neurons(vlm, recording, checked, neurons, permuted, None).error > 1e-3
+
+
+def test_autograd_gives_the_same(recorded):
+    """The derivative of the frozen readout with respect to each activation, times the activation."""
+    vlm, recording = recorded
+    checked = target(recording)
+    stream = recording.stream[checked.step].double()
+    norm = vlm.model.model.language_model.norm
+    statistic = (stream.square().mean() + norm.variance_epsilon).rsqrt()
+    unembedding = vlm.model.lm_head.weight.detach().double()
+    for block, layer in enumerate(vlm.model.model.language_model.layers):
+        z = recording.activations[checked.step, block].double().requires_grad_()
+        written = layer.mlp.down_proj.weight.detach().double() @ z
+        logit = unembedding[checked.token] @ ((stream + written) * statistic * norm.weight.detach().double())
+        (slope,) = torch.autograd.grad(logit, z)
+        (scores,) = Contribution(None)(vlm, recording, [checked])
+        torch.testing.assert_close(scores.values[block].double(), (slope * z).detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_papers_form_is_the_papers_formula(recorded):
+    vlm, recording = recorded
+    checked = target(recording)
+    (scores,) = Contribution(against=None, norm=None, activation="gate")(vlm, recording, [checked])
+    u = vlm.model.lm_head.weight[checked.token].detach()
+    for block, layer in enumerate(vlm.model.model.language_model.layers):
+        for unit in (0, 50, 111):
+            expected = recording.gates[checked.step, block, unit] * (layer.mlp.down_proj.weight[:, unit].detach() @ u)
+            assert float(scores.values[block, unit]) == pytest.approx(float(expected), rel=1e-4, abs=1e-6)
+    assert scores.total is None
+    assert "gate" in scores.note
+
+
+def test_distribution_is_the_first_order_change_of_log_probability(recorded):
+    """Finite differences of log p with the norm frozen."""
+    vlm, recording = recorded
+    checked = target(recording)
+    (scores,) = Contribution("distribution")(vlm, recording, [checked])
+    head = readout(vlm)
+    stream = recording.stream[checked.step].double()
+    statistic = head.statistic(stream[None])
+    unembedding = vlm.model.lm_head.weight.detach().double()
+
+    def log_probability(h):
+        return (unembedding @ (h * statistic[0] * head.gain.double())).log_softmax(-1)[checked.token]
+
+    block, unit = divmod(int(scores.values.abs().argmax()), vlm.anatomy.width)
+    weight = vlm.model.model.language_model.layers[block].mlp.down_proj.weight[:, unit].detach().double()
+    written = recording.activations[checked.step, block, unit].double() * weight
+    step = 1e-4
+    slope = (log_probability(stream + step * written) - log_probability(stream - step * written)) / (2 * step)
+    assert float(scores.values[block, unit]) == pytest.approx(float(slope), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [GraniteConfig(**SMALL, residual_multiplier=0.22), PhiConfig(**dict(SMALL, num_key_value_heads=4))],
+    ids=["residual multiplier", "layer norm, biases, parallel block"],
+)
+@pytest.mark.parametrize("against", AGAINST)
+def test_other_language_models_are_exact_too(config, against):
+    vlm = mmn.wrap(llava_over(config))
+    ids = torch.tensor([[1, 5, 9, *[3] * 4, 7, 8]])
+    pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    recording = mmn.record(vlm, inputs={"input_ids": ids, "pixel_values": pixels}, max_new_tokens=4)
+    checked = target(recording, step=2)
+    complete = mmn.completeness(vlm, recording, checked, against)
+    assert complete.error < 1e-5
+    logits = logits_of(vlm, recording.stream[2])
+    if against is None:
+        assert complete.expected == pytest.approx(float(logits[checked.token]), rel=1e-4)
+    (scores,) = Contribution(against)(vlm, recording, [checked])
+    neurons = [(0, column) for column in range(vlm.anatomy.blocks[0].ffn.width)]
+    assert mmn.check_neurons(vlm, recording, checked, neurons, scores.values, against).error < 1e-5
+
+
+def test_finding_after_an_edit_by_hand_and_its_undoing(picture):
+    """Also through ``.data``, which no version counter sees."""
+    model, processor = tiny.tiny_llava()
+    vlm = mmn.wrap(model, processor)
+    caption = "An image of a dog."
+    weight = model.model.language_model.layers[2].mlp.down_proj.weight
+
+    def scores():
+        return mmn.find(vlm, picture, caption=caption)["dog"].scores
+
+    before = scores()
+    column = weight[:, 9].detach().clone()
+    weight.data[:, 9] *= -3
+    edited = scores()
+    weight.data[:, 9] = column
+    after = scores()
+    assert torch.equal(before, after)
+    # the last block's other neurons act through the norm's statistics alone, this one through its column, too
+    others = torch.arange(112) != 9
+    ratio = (edited[2] / before[2])[others]
+    assert edited[2, 9] / before[2, 9] < 0
+    assert ratio.median() > 0
+
+
+def test_half_precision_scores_are_close_to_full(picture):
+    full = mmn.wrap(*tiny.tiny_llava())
+    model, processor = tiny.tiny_llava()
+    half = mmn.wrap(model.bfloat16(), processor)
+    caption = "An image of a dog."
+    one, other = (mmn.find(v, picture, caption=caption)["dog"].scores for v in (full, half))
+    correlation = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]
+    assert correlation > 0.99
+    recording = mmn.record(half, picture, caption=caption)
+    assert mmn.completeness(half, recording, target(recording, 1), None).error < 0.05
+
+
+def test_baselines(recorded):
+    vlm, recording = recorded
+    checked = target(recording)
+    (active,) = Activation()(vlm, recording, [checked])
+    assert torch.equal(active.values, recording.activations[3].abs())
+    one, two = Random(seed=1)(vlm, recording, [checked, checked])
+    (again,) = Random(seed=1)(vlm, recording, [checked])
+    (other,) = Random(seed=2)(vlm, recording, [checked])
+    assert torch.equal(one.values, again.values)
+    assert not torch.equal(one.values, two.values)
+    assert not torch.equal(one.values, other.values)
+
+
+def test_options_that_cannot_be(recorded):
+    vlm, recording = recorded
+    with pytest.raises(OptionError, match=r"no finder 'contributions'\. There are: contribution"):
+        make_finder("contributions", {})
+    with pytest.raises(OptionError, match="Its options are: against, norm, activation"):
+        make_finder("contribution", {"agains": None})
+    for bad in ({"norm": "rms"}, {"activation": "up"}, {"against": "mean"}):
+        with pytest.raises(OptionError, match="Choose one of"):
+            Contribution(**bad)
+    with pytest.raises(OptionError, match="other token"):
+        Contribution("word")(vlm, recording, [Target(0, 5)])
+    assert Contribution()(vlm, recording, []) == []
+
+
+def test_an_ffn_without_a_gate_has_no_gate_alone():
+    vlm = mmn.wrap(llava_over(PhiConfig(**dict(SMALL, num_key_value_heads=4))))
+    recording = mmn.record(vlm, inputs={"input_ids": torch.tensor([[1, 5, 9]])}, max_new_tokens=2)
+    assert recording.gates is None
+    with pytest.raises(OptionError, match="gated"):
+        Contribution(activation="gate")(vlm, recording, [target(recording, 0)])
