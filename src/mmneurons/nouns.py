@@ -88,7 +88,7 @@ def _readable(text: str) -> str:
         character if character.isalnum() or character.isspace() or character in "'\"-,.;:!?()/&%" else " "
         for character in fold(text)
     ).rstrip()
-    return kept if not kept or kept[-1] in ".!?" else kept + "."
+    return kept if not kept or kept[-1] in ".!?" else kept + " ."
 
 
 @functools.cache
