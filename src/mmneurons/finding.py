@@ -36,7 +36,7 @@ from mmneurons.vlm.recording import (
     record_forced,
     record_generation,
 )
-from mmneurons.words import Word, find_words, token_spans
+from mmneurons.words import Tokenizer, Word, find_words, token_spans
 
 __all__ = ["FindOptions", "Finding", "RecordOptions", "WordFinding", "caption", "find", "record"]
 
@@ -493,11 +493,14 @@ def _contrasted(bare: Finding, word: Word, other: str) -> Target:
     """The first token where a word and another in its place, tokenised in this context, differ."""
     recording = bare.recording
     begun = len(recording.request.prefix)
-    before = bare.caption[begun : word.start]
-    spelt = continuation(bare.vlm, recording.request, before + other)
+    before, after = bare.caption[begun : word.start], bare.caption[word.end :]
+    spelt = continuation(bare.vlm, recording.request, before + other + after)
+    _, spans = token_spans(_tokenizer(bare.vlm), recording.inputs["input_ids"][0].tolist(), spelt)
     said = recording.token_ids.tolist()
     differs = next((step for step, (own, new) in enumerate(zip(said, spelt)) if own != new), None)
-    if differs is None or differs not in word.steps:
+    # the differing token has to spell both words, not what comes after the shorter one
+    ends = len(before) + len(other)
+    if differs is None or differs not in word.steps or spans[differs][0] >= ends:
         raise OptionError(
             f"{word.surface!r} and {other!r} cannot be contrasted here: in {bare.caption!r} no token of the one stands "
             "where a different token of the other would. Choose a word with another spelling."
@@ -513,6 +516,13 @@ def _scorer(finder: str | Finder, own: dict[str, object], options: FindOptions) 
     if "seed" in options and isinstance(finder, str) and takes_seed(finder):
         own["seed"] = options["seed"]
     return make_finder(finder, own), None
+
+
+def _tokenizer(vlm: VLM) -> Tokenizer:
+    tokenizer = getattr(vlm.processor, "tokenizer", None)
+    if tokenizer is None:
+        raise OptionError("Words need a processor; without one use found.at(step).")
+    return tokenizer
 
 
 def _is_many(images: object) -> bool:
