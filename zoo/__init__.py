@@ -1,0 +1,1 @@
+"""How the demo model was trained and measured; not part of the installed package."""
