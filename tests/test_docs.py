@@ -1,0 +1,208 @@
+"""The documentation holds: its code runs, its links lead somewhere, and each error has its page."""
+
+import contextlib
+import io
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmneurons as mmn
+from helpers.tiny import tiny_llava
+from mmneurons import errors
+from mmneurons.vlm.inputs import continuation, make_inputs
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.md")})
+ERROR_PAGES = ROOT / "docs" / "errors"
+CHECKPOINT = "llava-hf/llava-1.5-7b-hf"
+SAID = "An image of a dog and a ball."
+
+
+@dataclass(frozen=True)
+class Fence:
+    """A fenced block of a document."""
+
+    language: str
+    raises: str | None
+    text: str
+    line: int
+
+
+def fences(document: Path) -> list[Fence]:
+    found, start, info, lines = [], 0, None, []
+    for number, line in enumerate(document.read_text(encoding="utf-8").splitlines(), 1):
+        if info is None and (opening := re.fullmatch(r"\s*```(\S.*)?", line)):
+            info, start, lines = opening[1] or "", number, []
+        elif info is not None and line.strip() == "```":
+            language, *rest = info.split() or [""]
+            raises = next((word.removeprefix("raises=") for word in rest if word.startswith("raises=")), None)
+            found.append(Fence(language, raises, "\n".join(lines), start))
+            info = None
+        elif info is not None:
+            lines.append(line)
+    assert info is None, f"{document.name}: the block that begins in line {start} does not end"
+    return found
+
+
+def identifier(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
+WITH_CODE = [document for document in DOCUMENTS if any(fence.language == "python" for fence in fences(document))]
+
+
+def make_it_say(vlm: mmn.VLM, caption: str) -> None:
+    """Bias a model's generation so that a greedy answer after "An image of" goes on as the caption does."""
+    request = make_inputs(vlm, Image.new("RGB", (64, 64)))
+    rest = caption.removeprefix(request.prefix)
+    ids = [*continuation(vlm, request, rest), vlm.model.generation_config.eos_token_id]
+    # longer beginnings count more, so that the second "a" is not followed by what follows the first
+    vlm.model.generation_config.sequence_bias = [[ids[:count], 100.0 * count] for count in range(1, len(ids) + 1)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The folder of a tiny random LLaVA that says ``SAID``."""
+    model, processor = tiny_llava()
+    make_it_say(mmn.wrap(model, processor), SAID)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def reader(checkpoint, tmp_path, monkeypatch):
+    """A reader's working folder: a few pictures, and a checkpoint of the name that the documents load."""
+    shutil.copytree(checkpoint, tmp_path / CHECKPOINT)
+    (tmp_path / "pictures").mkdir()
+    noise = np.random.default_rng(0)
+    for name in ("dog.jpg", "ball.jpg", "pictures/one.jpg", "pictures/two.jpg"):
+        Image.fromarray(noise.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmneurons.demo.assembly.assemble", lambda: tmp_path / CHECKPOINT)
+    return tmp_path
+
+
+def run(document: Path, change=str) -> str:
+    """Run all Python blocks of a document, one after the other in one namespace, and return what they print."""
+    namespace: dict = {"__name__": document.stem}
+    if document.parent == ERROR_PAGES:
+        # who reads these has a model already
+        namespace |= {"mmn": mmn, "vlm": mmn.load(CHECKPOINT)}
+    printed = io.StringIO()
+    blocks = fences(document)
+    for index, fence in enumerate(blocks):
+        if fence.language != "python":
+            continue
+        # blank lines in front, so that a traceback names the line of the document
+        code = compile("\n" * fence.line + change(fence.text), str(document), "exec")
+        if fence.raises is None:
+            with contextlib.redirect_stdout(printed):
+                exec(code, namespace)
+            continue
+        with pytest.raises(getattr(errors, fence.raises)) as caught:
+            exec(code, namespace)
+        after = blocks[index + 1] if index + 1 < len(blocks) else None
+        assert after is not None, f"no message follows line {fence.line}"
+        assert after.language == "text", f"no message follows line {fence.line}"
+        assert matches(str(caught.value), after.text), f"line {after.line} should be: {caught.value}"
+    return printed.getvalue()
+
+
+def matches(message: str, shown: str) -> bool:
+    """Whether a message is what a document shows, wherever its lines are broken and with … for any text."""
+    one, other = (" ".join(text.split()) for text in (message, shown))
+    return re.fullmatch(".*?".join(map(re.escape, other.split("…"))), one) is not None or one == other
+
+
+def test_matching_of_messages_can_fail():
+    assert matches("There is no file 'a' in /tmp.\n(more: x)", "There is no file\n'a' in ….\n(more: x)")
+    assert not matches("There is no file 'a'.", "There is no folder 'a'.")
+    assert not matches("There is no file 'a'. And more.", "There is no file 'a'.")
+
+
+@pytest.mark.parametrize("document", WITH_CODE, ids=identifier)
+def test_code_runs(document, reader):
+    run(document)
+
+
+def test_readme_shows_a_caption_and_saves_a_picture(reader):
+    printed = run(ROOT / "README.md")
+    assert SAID in printed
+    assert re.search(r"\bL\d+\.u\d+\b", printed)
+    with Image.open("where.png") as saved:
+        assert saved.width >= 90
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=identifier)
+def test_links_lead_somewhere(document):
+    broken = []
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"", text):
+        target = target[0] or target[1]
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        place = (document.parent / unquote(path)).resolve() if path else document
+        if not place.is_relative_to(ROOT) or not place.exists() or (anchor and anchor not in anchors(place)):
+            broken.append(target)
+    assert not broken
+
+
+def anchors(document: Path) -> set[str]:
+    """What a heading is linked by: lower case, punctuation away, hyphens for blanks."""
+    headings = re.findall(r"^#+ +(.+)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_linked_files_are_tracked():
+    """A picture that only exists on the author's machine shows on no one else's."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    tracked = set(listed.split("\n"))
+    for document in DOCUMENTS:
+        assert identifier(document) in tracked
+        for target in re.findall(r"\]\((?![a-z]+:|#)([^)\s#]+)", document.read_text(encoding="utf-8")):
+            place = (document.parent / target).resolve()
+            assert place.is_dir() or str(place.relative_to(ROOT)) in tracked, f"{identifier(document)}: {target}"
+
+
+CLASSES = [getattr(errors, name) for name in errors.__all__]
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_each_error_has_its_page(kind):
+    page = ERROR_PAGES / f"{kind.page}.md"
+    text = page.read_text(encoding="utf-8")
+    assert kind.__name__ in text
+    if kind is not errors.MMNeuronsError:
+        assert text.startswith(f"# {kind.__name__}\n")
+        assert f"[{kind.__name__}]({page.name})" in (ERROR_PAGES / "index.md").read_text(encoding="utf-8")
+        assert {"## Symptom"} <= set(re.findall(r"^## .+$", text, flags=re.MULTILINE))
+
+
+def test_each_page_is_of_an_error():
+    assert {page.stem for page in ERROR_PAGES.glob("*.md")} == {kind.page for kind in CLASSES}
+    assert len({kind.page for kind in CLASSES}) == len(CLASSES)
+
+
+def test_each_message_names_its_page():
+    for kind in CLASSES:
+        assert str(kind("It went wrong.")) == f"It went wrong.\n(more: docs/errors/{kind.page}.md)"
+
+
+def test_finders_are_listed():
+    from mmneurons.finders import FINDERS
+
+    concepts = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    table = concepts.split("## Ways to score")[1]
+    assert set(re.findall(r'^\| `"(\w+)"`', table, flags=re.MULTILINE)) == set(FINDERS)
