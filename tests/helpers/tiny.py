@@ -173,7 +173,7 @@ def redraw(model: torch.nn.Module, seed: int = 0, scale: float = 1.0) -> torch.n
     return model
 
 
-def _parts(text, vision, layers, tied, seed):
+def _parts(text, vision, layers, tied, image_size=IMAGE_SIZE):
     tokenizer = tiny_tokenizer("byte-level" if text == "qwen2" else "metaspace")
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
     vocabulary = len(tokenizer) + PADDING_ROWS
@@ -184,7 +184,7 @@ def _parts(text, vision, layers, tied, seed):
             intermediate_size=64,
             num_hidden_layers=2,
             num_attention_heads=4,
-            image_size=IMAGE_SIZE,
+            image_size=image_size,
             patch_size=PATCH_SIZE,
         ),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
@@ -213,7 +213,7 @@ def tiny_llava(text: str = "llama", layers: int = 3, tied: bool = False, seed: i
         tied: Whether the output head is the input embedding.
         seed: What the weights are drawn with.
     """
-    tokenizer, parts = _parts(text, CLIPVisionConfig, layers, tied, seed)
+    tokenizer, parts = _parts(text, CLIPVisionConfig, layers, tied)
     model = LlavaForConditionalGeneration(LlavaConfig(vision_feature_layer=-2, **parts))
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     processor = LlavaProcessor(
@@ -239,23 +239,33 @@ def _without_video(processor_class):
     return type(processor_class.__name__, (processor_class,), {"get_attributes": classmethod(get_attributes)})
 
 
-def _pinpoints():
-    one, two, three = IMAGE_SIZE, 2 * IMAGE_SIZE, 3 * IMAGE_SIZE
+def _pinpoints(one=IMAGE_SIZE):
+    two, three = 2 * one, 3 * one
     return [[one, two], [two, one], [two, two], [one, three], [three, one]]
 
 
-def tiny_llava_next(text: str = "mistral", layers: int = 3, tied: bool = False, seed: int = 0):
+def tiny_llava_next(
+    text: str = "mistral", layers: int = 3, tied: bool = False, seed: int = 0, image_size: int = IMAGE_SIZE
+):
     """Return a LLaVA-NeXT: the whole picture in 16 tokens, and up to 2 by 2 or 1 by 3 tiles of as many, float32.
 
-    For the arguments see ``tiny_llava``.
+    For the other arguments see ``tiny_llava``.
+
+    Args:
+        text: The language model, one of ``BACKBONES``.
+        layers: How many blocks the language model has.
+        tied: Whether the output head is the input embedding.
+        seed: What the weights are drawn with.
+        image_size: Side of a tile in pixels; what is left over of patches of 14 belongs to none.
     """
-    tokenizer, parts = _parts(text, CLIPVisionConfig, layers, tied, seed)
-    config = LlavaNextConfig(vision_feature_layer=-2, image_grid_pinpoints=_pinpoints(), **parts)
+    tokenizer, parts = _parts(text, CLIPVisionConfig, layers, tied, image_size)
+    pinpoints = _pinpoints(image_size)
+    config = LlavaNextConfig(vision_feature_layer=-2, image_grid_pinpoints=pinpoints, **parts)
     model = LlavaNextForConditionalGeneration(config)
-    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    side = {"height": image_size, "width": image_size}
     processor = LlavaNextProcessor(
         image_processor=LlavaNextImageProcessor(
-            size={"shortest_edge": IMAGE_SIZE}, crop_size=side, image_grid_pinpoints=_pinpoints()
+            size={"shortest_edge": image_size}, crop_size=side, image_grid_pinpoints=pinpoints
         ),
         tokenizer=tokenizer,
         patch_size=PATCH_SIZE,
@@ -267,7 +277,12 @@ def tiny_llava_next(text: str = "mistral", layers: int = 3, tied: bool = False, 
 
 
 def tiny_llava_onevision(
-    text: str = "qwen2", layers: int = 3, tied: bool = False, seed: int = 0, aspect: str = "anyres_max_9"
+    text: str = "qwen2",
+    layers: int = 3,
+    tied: bool = False,
+    seed: int = 0,
+    aspect: str = "anyres_max_9",
+    image_size: int = IMAGE_SIZE,
 ):
     """Return a LLaVA-OneVision: as LLaVA-NeXT, with a SigLIP tower and a limit on the tiles' tokens, float32.
 
@@ -279,20 +294,22 @@ def tiny_llava_onevision(
         tied: Whether the output head is the input embedding.
         seed: What the weights are drawn with.
         aspect: ``"anyres_max_N"``: tokens of the tiles beyond those of N tiles are interpolated away.
+        image_size: Side of a tile in pixels; what is left over of patches of 14 belongs to none.
     """
-    tokenizer, parts = _parts(text, SiglipVisionConfig, layers, tied, seed)
+    tokenizer, parts = _parts(text, SiglipVisionConfig, layers, tied, image_size)
+    pinpoints = _pinpoints(image_size)
     config = LlavaOnevisionConfig(
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=_pinpoints(),
+        image_grid_pinpoints=pinpoints,
         vision_aspect_ratio=aspect,
         **parts,
     )
     model = LlavaOnevisionForConditionalGeneration(config)
-    side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    side = {"height": image_size, "width": image_size}
     processor = _without_video(LlavaOnevisionProcessor)(
-        image_processor=LlavaOnevisionImageProcessor(size=side, image_grid_pinpoints=_pinpoints()),
+        image_processor=LlavaOnevisionImageProcessor(size=side, image_grid_pinpoints=pinpoints),
         tokenizer=tokenizer,
-        num_image_tokens=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        num_image_tokens=(image_size // PATCH_SIZE) ** 2,
         vision_feature_select_strategy="full",
         vision_aspect_ratio=aspect,
         chat_template=CHAT_TEMPLATE,

@@ -1,0 +1,282 @@
+"""Which part of a picture each processed pixel shows: measured by sending a chart through the image processor.
+
+The chart is a picture of the same size whose colors say where in it one is: red grows along x, green along y. Each also
+grows a little along the other axis, so that the 256 levels are crossed at another place in every row and column and
+their rounding averages out: the map is good to a few hundredths of a pixel in pictures of 16 to 4,000 pixels. Blue is
+full, which tells the chart from padding. One run serves every way of resizing, cropping, padding and tiling that
+treats the axes apart; what does not is refused.
+
+A long and thin picture that was padded can come out a few pixels wide, all of them mixed with padding. Then two flat
+charts are sent after the first. Their difference says how much of each pixel is picture: the sum and the middle of it
+give the map across, and along the chart is read with the padding taken out.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image
+from transformers.image_processing_utils import BaseImageProcessor
+
+from mmneurons.errors import AnatomyError
+
+__all__ = ["Axis", "PixelMap", "ProcessedChart", "process_chart"]
+
+LOW, MAIN, TILT = 8, 220.0, 16.18
+"""Levels: where red and green begin, how far they grow along their own axis and along the other. They end at 244."""
+
+KERNEL = 3
+"""The reach of the widest usual resampling filter (Lanczos): nearer to the border the colors are no longer linear."""
+
+FEWEST = 4
+"""So many pixels far from the border are enough to measure an axis."""
+
+TOO_THIN = (
+    "The picture is too long and thin: so few pixels of it are left after the image processor that where the neurons "
+    "look cannot be shown. Crop the picture."
+)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """original = ``scale`` · processed + ``offset``, both counted in pixels from the outer edge of the first pixel."""
+
+    scale: float
+    offset: float
+
+    def original(self, processed: Float[np.ndarray, "*any"]) -> Float[np.ndarray, "*any"]:
+        """Return where processed coordinates lie in the picture; may be outside of it (padding)."""
+        return self.scale * processed + self.offset
+
+
+@dataclass(frozen=True)
+class PixelMap:
+    """From processed pixels to the picture's."""
+
+    x: Axis
+    y: Axis
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessedChart:
+    """What the image processor made of the chart.
+
+    Attributes:
+        image_processor: what made it.
+        size: width and height of the picture.
+        enlarged: how many times as large as the picture the chart was.
+        tiles: levels from 0 to 255.
+    """
+
+    image_processor: BaseImageProcessor
+    size: tuple[int, int]
+    enlarged: int
+    tiles: Float[np.ndarray, "tiles 3 height width"]
+
+    def pixel_map(self, arrangement: np.ndarray) -> PixelMap:
+        """Fit the map of some tiles put together.
+
+        Args:
+            arrangement: Numbers of tiles, shape (tile rows, tile columns), as they lie in the picture.
+
+        Raises:
+            AnatomyError: the tiles do not show one piece of the picture, upright and evenly scaled, or show too little
+                of it to measure.
+        """
+        size = (self.size[0] * self.enlarged, self.size[1] * self.enlarged)
+        pixels = _put_together(self.tiles, arrangement)
+        fit = _fit(pixels, size)
+        lines = fit.lines
+        if any(fit.thin):
+            dark, bright = (_put_together(self._flat(size, level), arrangement) for level in (64, 192))
+            covered = (bright - dark) / 128
+            across = [
+                _extent(share, n) if t else None for share, n, t in zip((covered[2], covered[2].T), size, fit.thin)
+            ]
+            unmixed = np.where(covered > 0.5, 64 + (pixels - dark) / np.maximum(covered, 0.5), 0)
+            unmixed[2] = 255 * (covered[2] > 0.5)
+            fit = _fit(unmixed, size)
+            lines = [line or old for line, old in zip(across, fit.lines)]
+        for axis in (0, 1):
+            _check("xy"[axis], lines[axis], size[axis], fit.estimates[axis], fit.used[axis])
+        return PixelMap(*(Axis(line.scale / self.enlarged, line.offset / self.enlarged) for line in lines))
+
+    def _flat(self, size: tuple[int, int], level: int) -> Float[np.ndarray, "tiles 3 height width"]:
+        return _process(self.image_processor, Image.new("RGB", size, (level, level, level)))
+
+
+def process_chart(image_processor: BaseImageProcessor, size: tuple[int, int]) -> ProcessedChart:
+    """Send a chart of the picture's size through the image processor.
+
+    A picture of few pixels is measured on a chart that is a whole number of times as large, of which more are far from
+    its border. Whether the processor does the same with both is checked: same shape, same padding, and colors that
+    agree to half a pixel and half a level.
+
+    Args:
+        image_processor: Of transformers, or with the same call.
+        size: Width and height of the picture.
+
+    Raises:
+        AnatomyError: the processor does not return the pixels as levels when asked to, or the picture is too small to
+            be measured.
+    """
+    actual = ProcessedChart(image_processor, size, 1, _process(image_processor, _chart(size)))
+    for target in (64, 32, 16, 8):
+        times = -(-target // min(size))
+        if times < 2:
+            return actual
+        pixels = _process(image_processor, _chart((size[0] * times, size[1] * times)))
+        chart = ProcessedChart(image_processor, size, times, pixels)
+        if _same_geometry(actual, chart):
+            return chart
+    raise AnatomyError(
+        f"Where the parts of a picture of {size[0]} × {size[1]} pixels go could not be measured: it is too small for "
+        f"{type(image_processor).__name__}. Enlarge the picture."
+    )
+
+
+def _chart(size: tuple[int, int]) -> Image.Image:
+    width, height = size
+    x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    levels = np.full((height, width, 3), 255, dtype=np.uint8)
+    # Fixed point with 8 binary places keeps a picture of 12 million pixels in 16-bit numbers.
+    for channel, (along_x, along_y) in enumerate(((MAIN, TILT), (TILT, MAIN))):
+        columns = np.rint((LOW + 0.5 + along_x * x) * 256).astype(np.uint16)
+        rows = np.rint(along_y * y * 256).astype(np.uint16)
+        levels[..., channel] = (columns[None, :] + rows[:, None]) >> 8
+    return Image.fromarray(levels)
+
+
+def _process(image_processor: BaseImageProcessor, chart: Image.Image) -> Float[np.ndarray, "tiles 3 height width"]:
+    processed = image_processor(images=[chart], return_tensors="pt", do_rescale=False, do_normalize=False)
+    pixels = np.asarray(processed["pixel_values"], dtype=np.float32)
+    if pixels.ndim == 5 and len(pixels) == 1:
+        pixels = pixels[0]
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise AnatomyError(
+            f"{type(image_processor).__name__} returns pixels of shape {pixels.shape}; known are (tiles, 3, height, "
+            "width). Where the neurons look cannot be shown for this model; everything else works."
+        )
+    if pixels.max() < 60:
+        raise AnatomyError(
+            f"{type(image_processor).__name__} scales its pixels although it was asked not to (do_rescale, "
+            "do_normalize). Where the neurons look cannot be shown for this model; everything else works."
+        )
+    return pixels
+
+
+def _shown(pixels: Float[np.ndarray, "3 height width"]) -> Bool[np.ndarray, "height width"]:
+    """Tell pixels of the chart from padding, which has another blue or a red or green outside of the chart's levels."""
+    charted = (pixels[:2] >= LOW - 2) & (pixels[:2] <= LOW + MAIN + TILT + 2)
+    return (pixels[2] >= 254) & charted.all(axis=0)
+
+
+def _positions(pixels: Float[np.ndarray, "3 height width"], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return x and y in the chart, each (height, width), from red and green."""
+    mix = np.linalg.inv([[MAIN, TILT], [TILT, MAIN]])
+    red, green = pixels[0] - LOW, pixels[1] - LOW
+    return (mix[0, 0] * red + mix[0, 1] * green) * size[0], (mix[1, 0] * red + mix[1, 1] * green) * size[1]
+
+
+def _put_together(
+    tiles: Float[np.ndarray, "tiles 3 height width"], arrangement: np.ndarray
+) -> Float[np.ndarray, "3 all_height all_width"]:
+    return np.concatenate([np.concatenate([tiles[tile] for tile in row], axis=2) for row in arrangement], axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """What was fitted along x and along y.
+
+    Attributes:
+        lines: the maps.
+        estimates: where each pixel's color says that it is, in rows that run along the axis.
+        used: the pixels that the line was fitted to.
+        thin: whether too few pixels along the axis are far from the border.
+    """
+
+    lines: list[Axis]
+    estimates: list[Float[np.ndarray, "_ _"]]
+    used: list[Bool[np.ndarray, "_ _"]]
+    thin: list[bool]
+
+
+def _fit(pixels: Float[np.ndarray, "3 height width"], size: tuple[int, int]) -> _Fit:
+    """Fit both lines to the pixels that show the chart and are far from its border."""
+    # For each axis a view whose rows run along it; of the rows of a large mosaic every second, third … will do.
+    step = max(1, max(pixels.shape[1:]) // 512)
+    views = (pixels[:, ::step], pixels[:, :, ::step].swapaxes(1, 2))
+    estimates = [_positions(view, size)[axis] for axis, view in enumerate(views)]
+    shown = [_shown(view) for view in views]
+    far = [np.asarray(mask.any(axis=0)) for mask in shown]
+    for _ in range(3):
+        used = [shown[axis] & far[axis][None, :] & far[1 - axis][::step, None] for axis in (0, 1)]
+        lines = [_line(estimates[axis], used[axis]) for axis in (0, 1)]
+        further = [_far_from_border(lines[axis], size[axis], shown[axis]) for axis in (0, 1)]
+        thin = [bool(columns.sum() < FEWEST) for columns in further]
+        far = [far[axis] if thin[axis] else further[axis] for axis in (0, 1)]
+    return _Fit(lines, estimates, used, thin)
+
+
+def _check(name: str, axis: Axis, length: int, estimates: np.ndarray, mask: Bool[np.ndarray, "rows columns"]) -> None:
+    """Refuse a map that is not a straight line rising along its own axis and level along the other."""
+    off = estimates - axis.original(np.arange(estimates.shape[1]) + 0.5)[None, :]
+    worst = max(np.abs(_means(off, mask)).max(), np.abs(_means(off.T, mask.T)).max())
+    # One pixel, of the picture or of the processed one, or what is left of the rounding to levels.
+    if axis.scale <= 0 or worst > max(1.0, axis.scale, 0.2 * length / MAIN):
+        raise AnatomyError(
+            f"The image processor does not show an upright, evenly scaled picture: along {name}, the colors of a test "
+            f"chart are up to {worst:.1f} pixels away from a straight line. Where the neurons look cannot be shown for "
+            "this model; everything else works."
+        )
+
+
+def _means(values: Float[np.ndarray, "rows columns"], mask: Bool[np.ndarray, "rows columns"]) -> np.ndarray:
+    """Return the mean of every column that has a pixel in the mask."""
+    counts = mask.sum(axis=0)
+    return (values * mask).sum(axis=0)[counts > 0] / counts[counts > 0]
+
+
+def _line(estimates: Float[np.ndarray, "rows columns"], mask: Bool[np.ndarray, "rows columns"]) -> Axis:
+    """Fit a straight line through the columns' mean estimates by least squares."""
+    at = np.nonzero(mask.any(axis=0))[0] + 0.5
+    if len(at) < 2:
+        raise AnatomyError(TOO_THIN)
+    scale, offset = np.polyfit(at, _means(estimates, mask), 1)
+    return Axis(float(scale), float(offset))
+
+
+def _far_from_border(axis: Axis, length: int, shown: Bool[np.ndarray, "rows columns"]) -> Bool[np.ndarray, "columns"]:
+    """Tell the columns that show the picture and whose color no border has touched."""
+    margin = KERNEL * max(1.0, axis.scale)
+    original = axis.original(np.arange(shown.shape[1]) + 0.5)
+    return np.asarray(shown.any(axis=0)) & (original > margin) & (original < length - margin)
+
+
+def _extent(covered: Float[np.ndarray, "rows columns"], length: int) -> Axis:
+    """Return the map of an axis along which padding is seen on both sides, from how much each column is covered."""
+    columns = covered.max(axis=0)
+    if columns[0] > 0.01 or columns[-1] > 0.01 or columns.max() < 0.5:
+        raise AnatomyError(TOO_THIN)
+    scale = length / columns.sum()
+    middle = columns @ (np.arange(len(columns)) + 0.5) / columns.sum()
+    return Axis(float(scale), float(length / 2 - scale * middle))
+
+
+def _same_geometry(actual: ProcessedChart, enlarged: ProcessedChart) -> bool:
+    """Tell whether a chart was treated as the picture of the actual size is."""
+    if actual.tiles.shape != enlarged.tiles.shape:
+        return False
+    times = enlarged.enlarged
+    size = (actual.size[0] * times, actual.size[1] * times)
+    for tile, large in zip(actual.tiles, enlarged.tiles, strict=True):
+        shown = _shown(tile)
+        if (shown != _shown(large)).any():
+            return False
+        for axis in (0, 1):
+            expected = np.clip(_positions(large, size)[axis] / times, 0.5, actual.size[axis] - 0.5)
+            off = _positions(tile, actual.size)[axis] - expected
+            worst = np.abs(_means(off, shown) if axis == 0 else _means(off.T, shown.T)).max(initial=0.0)
+            if worst > 0.5 + 0.5 * actual.size[axis] / MAIN:
+                return False
+    return True
