@@ -115,7 +115,7 @@ def _check_source(source: str) -> str:
 def _register_demo(source: str) -> None:
     """The demo model's vision tower is ours, so transformers has to be told of it."""
     config = Path(source) / "config.json"
-    if config.is_file() and "mmneurons" in config.read_text(encoding="utf-8"):
+    if config.is_file() and '"efficientnet_lite"' in config.read_text(encoding="utf-8"):
         from mmneurons.demo.vision_tower import register
 
         register()
