@@ -142,6 +142,18 @@ def test_readme_shows_a_caption_and_saves_a_picture(reader):
         assert saved.width >= 90
 
 
+@pytest.mark.demo
+def test_readme_runs_on_the_demo_model(tmp_path, monkeypatch):
+    """Nothing in the seven lines is special to a model: with "demo" for the checkpoint they do the same."""
+    shutil.copy(next(picture.path for picture in mmn.demo.pictures() if picture.path.name == "dog.jpg"), tmp_path)
+    monkeypatch.chdir(tmp_path)
+    printed = run(ROOT / "README.md", lambda code: code.replace(f'"{CHECKPOINT}"', '"demo"', 1))
+    assert printed.startswith("An image of ")
+    assert "dog" in printed.partition("\n")[0]
+    assert len(re.findall(r"\bL\d+\.u\d+\b", printed)) == 10
+    assert (tmp_path / "where.png").stat().st_size > 0
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=identifier)
 def test_links_lead_somewhere(document):
     broken = []

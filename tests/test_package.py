@@ -28,16 +28,16 @@ RANKS = {
     "neurons": 4,
     "finders": 5,
     "heatmaps": 5,
-    "interventions": 5,
     "finding": 6,
-    "exactness": 6,
-    "measures": 7,
-    "edits": 7,
-    "runs": 8,
-    "engines": 9,
-    "reports": 10,
-    "explorer": 10,
-    "cli": 11,
+    "exactness": 7,
+    "interventions": 7,
+    "measures": 8,
+    "edits": 8,
+    "runs": 9,
+    "engines": 10,
+    "reports": 11,
+    "explorer": 11,
+    "cli": 12,
 }
 """The arrows of the design: a part imports parts of lower rank, and its own."""
 
@@ -178,7 +178,9 @@ def test_arrows_point_one_way():
 
 
 def test_no_module_imports_the_package_itself():
-    assert not [found for found in IMPORTS if found.imported == "mmneurons" and not found.lazy]
+    """It would hide which part is meant. A script is a user of the package and may."""
+    users = {found.importer for found in IMPORTS if found.imported == "mmneurons"}
+    assert all(user.endswith("__main__") for user in users)
 
 
 def test_versions_agree():
