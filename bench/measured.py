@@ -1,0 +1,112 @@
+"""What every way of ranking neurons gives for a word: its top neurons, and what becomes of the word without them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from zoo.scenes import Scene
+from zoo.score import Lexicon
+
+import mmneurons as mmn
+from mmneurons.finders import Finder, Random, Target
+from mmneurons.interventions import logits_without
+
+__all__ = ["Measured", "Unit", "falls", "find_true_words", "measure"]
+
+READ = 10
+ZEROED = 20
+RUNNERS_UP = 10
+BATCH = 8
+
+Unit = tuple[int, int, int]
+"""Block, column, and the sign that its activation had."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One word.
+
+    Attributes:
+        scene: the number of its scene.
+        word: its lemma.
+        tokens: how many tokens spell it.
+        probability: of its first token.
+        units: by way, the ten top neurons.
+        fall: by way, of log p of its first token when the top twenty are gone, in nats.
+        relative: by way, the same less the mean fall of the runners-up.
+    """
+
+    scene: int
+    word: str
+    tokens: int
+    probability: float
+    units: Mapping[str, tuple[Unit, ...]]
+    fall: Mapping[str, float]
+    relative: Mapping[str, float]
+
+
+def find_true_words(
+    vlm: mmn.VLM, drawn: Sequence[Scene], lexicon: Lexicon
+) -> Iterator[tuple[int, list[mmn.WordFinding], int]]:
+    """For every scene its number, the words that name an object in it, and how many nouns were said in all."""
+    for start in range(0, len(drawn), BATCH):
+        batch = list(drawn[start : start + BATCH])
+        findings = mmn.find(vlm, [scene.image for scene in batch], batch_size=BATCH, image_budget=0)
+        for index, (scene, found) in enumerate(zip(batch, findings, strict=True), start):
+            concepts = [lexicon.said(part.word)[0] for part in found]
+            true = [part for part, said in zip(found, concepts, strict=True) if said and set(said) <= set(scene.names)]
+            yield index, true, len(found)
+
+
+def measure(vlm: mmn.VLM, scene: int, parts: Sequence[mmn.WordFinding], ways: Mapping[str, Finder]) -> list[Measured]:
+    """Score the words of one finding every way, and take every way's top neurons away in one replay a word."""
+    if not parts:
+        return []
+    recording = parts[0].found.recording
+    targets = [Target(part.steps[0], part.token_ids[0]) for part in parts]
+    ranked: list[dict[str, list[tuple[int, int]]]] = [{} for _ in parts]
+    for name, finder in ways.items():
+        if isinstance(finder, Random):
+            finder = replace(finder, seed=scene)
+        for part, own, scores in zip(parts, ranked, finder(vlm, recording, targets), strict=True):
+            own[name] = replace(part, scores=scores.values).neurons(ZEROED)
+    measured = []
+    for part, target, own in zip(parts, targets, ranked, strict=True):
+        fall, relative = falls(logits_without(part, list(own.values())), target.token)
+        activations = recording.activations[target.step]
+        units = {
+            name: tuple((*place, -1 if activations[place] < 0 else 1) for place in places[:READ])
+            for name, places in own.items()
+        }
+        measured.append(
+            Measured(
+                scene=scene,
+                word=part.word,
+                tokens=len(part.token_ids),
+                probability=float(recording.log_probabilities[target.step].exp()),
+                units=units,
+                fall=dict(zip(own, fall, strict=True)),
+                relative=dict(zip(own, relative, strict=True)),
+            )
+        )
+    return measured
+
+
+def falls(
+    logits: Float[Tensor, "rows vocabulary"], token: int, runners_up: int = RUNNERS_UP
+) -> tuple[list[float], list[float]]:
+    """How far log p of a token falls from row 0 to each other row; the same less the mean fall of the runners-up.
+
+    Args:
+        logits: (rows, vocabulary).
+        token: whose fall.
+        runners_up: how many tokens were next likeliest in row 0, the token itself left out.
+    """
+    fallen = logits.double().log_softmax(-1)
+    fallen = fallen[:1] - fallen[1:]
+    others = logits[0].clone()
+    others[token] = -torch.inf
+    fall = fallen[:, token]
+    return fall.tolist(), (fall - fallen[:, others.topk(runners_up).indices].mean(1)).tolist()
