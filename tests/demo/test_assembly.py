@@ -68,7 +68,7 @@ def test_attention_is_the_published_one_plus_a_low_rank_product(assembled, origi
     x = torch.randn(4, 576, generator=torch.Generator().manual_seed(0))
     for part in ("q_proj", "k_proj", "v_proj", "o_proj"):
         name = f"model.layers.7.self_attn.{part}.weight"
-        a, b = trained[f"lora_a.{name}"], trained[f"lora_b.{name}"]
+        a, b = (trained[f"lora_{k}.layers.7.self_attn.{part}.weight"] for k in "ab")
         assert min(a.shape[0], b.shape[1]) == a.shape[0] < 64
         two_steps = x @ original[name].T + (x @ a.T) @ b.T
         torch.testing.assert_close(x @ assembled[inner(name)].T, two_steps, rtol=1e-4, atol=1e-4)
@@ -91,7 +91,7 @@ def test_everything_trained_is_in_the_model_and_small(trained):
 
 def test_a_trained_tensor_that_fits_nothing_is_refused(original, trained):
     with pytest.raises(ValueError, match="mlp"):
-        assembly.add_trained(original, assembly.tower_state(), trained | {"lora_a.model.layers.0.mlp.x": torch.ones(1)})
+        assembly.add_trained(original, assembly.tower_state(), trained | {"lora_a.layers.0.mlp.x": torch.ones(1)})
 
 
 def test_a_picture_becomes_49_tokens_between_the_words(processor):

@@ -206,9 +206,9 @@ def add_trained(
     state: dict[str, torch.Tensor] = {}
     for name, tensor in language.items():
         tensor = tensor.float()
-        if f"lora_a.{name}" in rest:
-            tensor = tensor + rest.pop(f"lora_b.{name}") @ rest.pop(f"lora_a.{name}")
         inner = name.removeprefix("model.")
+        if f"lora_a.{inner}" in rest:
+            tensor = tensor + rest.pop(f"lora_b.{inner}") @ rest.pop(f"lora_a.{inner}")
         state[name if name == inner else f"model.language_model.{inner}"] = tensor
     for name, tensor in tower.items():
         change = rest.pop(f"tower.{name}", None)
