@@ -130,6 +130,28 @@ def test_distribution_is_the_first_order_change_of_log_probability(recorded):
     assert float(scores.values[block, unit]) == pytest.approx(float(slope), rel=1e-4)
 
 
+def test_against_the_distribution_where_the_model_is_certain(picture):
+    """With p so near to 1 that float32 cannot tell, against the same in float64."""
+    vlm = mmn.wrap(*tiny.tiny_llava())
+    with torch.no_grad():
+        vlm.model.lm_head.weight *= 40
+    recording = mmn.record(vlm, picture, max_new_tokens=6)
+    step = int(recording.log_probabilities.argmax())
+    checked = Target(step, int(recording.token_ids[step]))
+    (scores,) = Contribution("distribution")(vlm, recording, [checked])
+    head, unembedding = readout(vlm), vlm.model.lm_head.weight.detach().double()
+    normed = head.normalize(recording.stream[step][None]).double()[0]
+    p = (unembedding @ normed).softmax(-1)
+    assert 1e-14 < 1 - p[checked.token] < 1e-8
+    direction = (p[:, None] * (unembedding[checked.token] - unembedding)).sum(0)
+    pulled = direction * head.gain.double() * head.statistic(recording.stream[step][None])
+    for index, layer in enumerate(vlm.model.model.language_model.layers):
+        expected = recording.activations[step, index].double() * (pulled @ layer.mlp.down_proj.weight.detach().double())
+        torch.testing.assert_close(
+            scores.values[index].double(), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())
+        )
+
+
 @pytest.mark.parametrize(
     "config",
     [GraniteConfig(**SMALL, residual_multiplier=0.22), PhiConfig(**dict(SMALL, num_key_value_heads=4))],

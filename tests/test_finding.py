@@ -82,7 +82,7 @@ def test_a_contrast_explains_the_first_token_that_differs(llava, picture):
     assert found["dog"].total == pytest.approx(float(direction @ normed), rel=1e-4)
 
 
-@pytest.mark.parametrize(("word", "other"), [("dog", "dog"), ("hot", "hot dog"), ("hot dog", "hot")])
+@pytest.mark.parametrize(("word", "other"), [("dog", "dog"), ("hot dog", "hot")])
 def test_a_contrast_without_a_difference_is_an_error(llava, picture, word, other):
     caption = "An image of a hot dog." if "hot" in word else "An image of a dog."
     with pytest.raises(OptionError, match="cannot be contrasted"):

@@ -58,9 +58,8 @@ def test_gates_times_the_ungated_half_are_the_activations(llava, picture):
         llava.model(**recording.inputs)
     for handle in handles:
         handle.remove()
-    torch.testing.assert_close(
-        recording.activations[0], recording.gates[0] * torch.stack(ungated), rtol=1e-4, atol=1e-5
-    )
+    product = recording.gates[0] * torch.stack(ungated)
+    torch.testing.assert_close(recording.activations[0], product, rtol=1e-4, atol=1e-5)
 
 
 def test_it_says_what_generate_says(vlm, picture):
@@ -93,7 +92,8 @@ def test_rows_that_end_at_different_steps(llava, pictures):
 
     before = mmn.record(llava, pictures, max_new_tokens=10)
     said = [recording.token_ids.tolist() for recording in before]
-    end = next(token for token in sum(said, []) if len({length(tokens, token) for tokens in said}) > 1)
+    tokens_said = [token for tokens in said for token in tokens]
+    end = next(token for token in tokens_said if len({length(tokens, token) for tokens in said}) > 1)
     model, processor = tiny.tiny_llava()
     model.generation_config.eos_token_id = end
     after = mmn.record(mmn.wrap(model, processor), pictures, max_new_tokens=10)

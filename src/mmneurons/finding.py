@@ -25,7 +25,7 @@ from mmneurons.finders import Finder, Scores, Target, make_finder, takes_seed
 from mmneurons.heatmaps import Heatmap
 from mmneurons.neurons import NeuronRow, NeuronTable, PromotedBy, output_vectors, promoted_tokens
 from mmneurons.vlm.geometry import geometry
-from mmneurons.vlm.inputs import PREFIX, PROMPT, check_inputs, continuation, make_inputs
+from mmneurons.vlm.inputs import PREFIX, PROMPT, Request, check_inputs, continuation, make_inputs
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, open_picture
 from mmneurons.vlm.recording import (
@@ -56,7 +56,7 @@ class WordFinding:
         scores: float32 on the CPU; units that a narrower block does not have are 0.
         activations: of every neuron at the position that emitted the (first) explained token.
         total: what the scores are shares of; None where they are no shares.
-        note: what is approximate in the scores; empty where nothing is.
+        note: what the scores are read against, and what is approximate in them.
         found: the finding that it is a part of.
     """
 
@@ -230,7 +230,7 @@ class RecordOptions(TypedDict, total=False):
     """How a caption comes about.
 
     Attributes:
-        prompt: what the model is asked, by default what the paper asks; the checkpoint's chat template is put around it.
+        prompt: what the model is asked, by default what the paper asks; the chat template is put around it.
         prefix: how the caption is begun (by default "An image of"). It is part of the input; its words cannot be
             explained.
         caption: a caption to record instead of what the model would say. Where it does not begin with the prefix, it is
@@ -424,8 +424,7 @@ def _record_captions(
         begun = prefix if text.startswith(prefix) else ""
         request = make_inputs(vlm, picture, prompt, begun)
         rest = text.removeprefix(begun)
-        joint = "" if begun or not request.text or request.text[-1].isspace() else " "
-        tokens = [*continuation(vlm, request, joint + rest), *end_token_id(vlm)]
+        tokens = [*_spell(vlm, request, rest), *end_token_id(vlm)]
         recordings.append(_read(vlm, record_forced(vlm, request, tokens, image_budget)))
     return recordings
 
@@ -494,7 +493,7 @@ def _contrasted(bare: Finding, word: Word, other: str) -> Target:
     recording = bare.recording
     begun = len(recording.request.prefix)
     before, after = bare.caption[begun : word.start], bare.caption[word.end :]
-    spelt = continuation(bare.vlm, recording.request, before + other + after)
+    spelt = _spell(bare.vlm, recording.request, before + other + after)
     _, spans = token_spans(_tokenizer(bare.vlm), recording.inputs["input_ids"][0].tolist(), spelt)
     said = recording.token_ids.tolist()
     differs = next((step for step, (own, new) in enumerate(zip(said, spelt)) if own != new), None)
@@ -516,6 +515,12 @@ def _scorer(finder: str | Finder, own: dict[str, object], options: FindOptions) 
     if "seed" in options and isinstance(finder, str) and takes_seed(finder):
         own["seed"] = options["seed"]
     return make_finder(finder, own), None
+
+
+def _spell(vlm: VLM, request: Request, text: str) -> list[int]:
+    """The ids of a caption after its prefix; without a prefix a blank joins it to the prompt."""
+    joined = bool(request.prefix) or not request.text or request.text[-1].isspace()
+    return continuation(vlm, request, text if joined else f" {text}")
 
 
 def _tokenizer(vlm: VLM) -> Tokenizer:

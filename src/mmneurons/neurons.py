@@ -242,7 +242,8 @@ class NeuronTable:
 def _cells(row: NeuronRow) -> tuple[str, ...]:
     share = "" if row.share is None else f"{row.share:.1%}"
     promotes = " ".join(dict.fromkeys(_visible(token) for token in row.promotes))
-    return row.neuron, f"{row.score:.3f}", share, f"{row.activation:.3f}", promotes
+    # significant digits: against the distribution all scores of a word that was certain are small
+    return row.neuron, f"{row.score:.3g}", share, f"{row.activation:.3g}", promotes
 
 
 def _visible(token: str) -> str:

@@ -85,13 +85,21 @@ class Contribution:
             per_unit = (pulled.to(weight.device) @ weight.float()).cpu() * (statistic * block.ffn.gain)[:, None]
             scores[:, index, : block.ffn.width] = activations[steps, index, : block.ffn.width] * per_unit
         shares = self.activation == "product"
+        note = self._note(int(head.ordinary.sum()))
         return [
-            Scores(values, float(total) if shares else None, self._note())
+            Scores(values, float(total) if shares else None, note)
             for values, total in zip(scores, totals, strict=True)
         ]
 
-    def _note(self) -> str:
-        notes = []
+    def _note(self, ordinary: int) -> str:
+        notes = [
+            {
+                None: "the raw logit",
+                "vocabulary": f"against the mean of {ordinary:,} ordinary tokens",
+                "distribution": "against the model's own distribution: the first-order change of log p",
+                "word": "against another word",
+            }[self.against]
+        ]
         if self.norm is None:
             notes.append("the final norm is left out, so scores are shares of u·h, not of the logit")
         if self.activation == "gate":
@@ -124,8 +132,11 @@ def directions(
         return rows - mean_row, constants - mean_constant
     logits = head.logits(stream)
     capped = head.cap(logits)
+    rows = torch.arange(len(targets))
     weights = -capped.softmax(-1)
-    weights[torch.arange(len(targets)), tokens] += 1
+    # 1 − p as the sum of the others: where p rounds to 1, the difference would be nothing but rounding
+    weights[rows, tokens] = 0
+    weights[rows, tokens] = -weights.sum(-1)
     if head.softcap is not None:
         weights = weights * (1 - (capped / head.softcap).square())
     return head.mixture(weights)

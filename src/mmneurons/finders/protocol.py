@@ -37,7 +37,7 @@ class Scores:
     Attributes:
         values: float32 on the CPU; units that a narrower block does not have are 0.
         total: what the scores are shares of, before a soft-cap; None where they are no shares of anything.
-        note: what is approximate in these scores, to be shown with them; empty where nothing is.
+        note: what the scores are read against and what is approximate in them, to be shown with them.
     """
 
     values: Float[Tensor, "blocks width"]
