@@ -154,18 +154,21 @@ def test_readme_runs_on_the_demo_model(tmp_path, monkeypatch):
     assert (tmp_path / "where.png").stat().st_size > 0
 
 
+def links(document: Path) -> list[tuple[Path, str]]:
+    """The files that a document links to or shows, each with the anchor in it, if any."""
+    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = [a or b for a, b in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)|<img\s[^>]*src=\"([^\"]+)\"", text)]
+    places = (target.partition("#") for target in targets if not re.match(r"[a-z]+:", target))
+    return [((document.parent / unquote(path)).resolve() if path else document, anchor) for path, _, anchor in places]
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=identifier)
 def test_links_lead_somewhere(document):
-    broken = []
-    text = re.sub(r"^```.*?^```", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)|<img [^>]*src=\"([^\"]+)\"", text):
-        target = target[0] or target[1]
-        if re.match(r"[a-z]+:", target):
-            continue
-        path, _, anchor = target.partition("#")
-        place = (document.parent / unquote(path)).resolve() if path else document
-        if not place.is_relative_to(ROOT) or not place.exists() or (anchor and anchor not in anchors(place)):
-            broken.append(target)
+    broken = [
+        f"{place}#{anchor}"
+        for place, anchor in links(document)
+        if not place.is_relative_to(ROOT) or not place.exists() or (anchor and anchor not in anchors(place))
+    ]
     assert not broken
 
 
@@ -183,9 +186,7 @@ def test_linked_files_are_tracked():
     tracked = set(listed.split("\n"))
     for document in DOCUMENTS:
         assert identifier(document) in tracked
-        for target in re.findall(r"\]\((?![a-z]+:|#)([^)\s#]+)", document.read_text(encoding="utf-8")):
-            place = (document.parent / target).resolve()
-            assert place.is_dir() or str(place.relative_to(ROOT)) in tracked, f"{identifier(document)}: {target}"
+        assert not [place for place, _ in links(document) if not place.is_dir() and identifier(place) not in tracked]
 
 
 CLASSES = [getattr(errors, name) for name in errors.__all__]
