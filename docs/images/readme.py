@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import mmneurons as mmn
 
-SIDE, GAP, NEURONS, LOOK_AT = 300, 16, 3, 10
+SIDE, GAP, NEURONS, LOOK_AT = 320, 16, 3, 10
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def column(vlm: mmn.VLM, path: Path, word: str) -> Image.Image:
     below = fitted(part.look(first=LOOK_AT).overlay(found.picture, legend=False))
     rows = [f"{row.neuron}   {' '.join(dict.fromkeys(row.promotes))}" for row in part.top(NEURONS, promotes=6)]
     lines = [f"“{found.caption}”", "", f"“{word}”: where its first {LOOK_AT} neurons look"]
-    texts = ImageFont.load_default(15)
+    texts, small = ImageFont.load_default(15), ImageFont.load_default(13)
     size = (SIDE, above.height + below.height + 22 * (len(lines) + len(rows)) + 3 * GAP)
     drawn = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(drawn)
@@ -55,7 +55,7 @@ def column(vlm: mmn.VLM, path: Path, word: str) -> Image.Image:
     drawn.paste(below, (0, top))
     top += below.height + GAP // 2
     for line in rows:
-        pen.text((0, top), cut(line, texts), fill="black", font=texts)
+        pen.text((0, top), cut(line, small), fill="black", font=small)
         top += 22
     return drawn
 
