@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -34,7 +35,9 @@ class Captioner:
 
         register()
         self.processor = AutoProcessor.from_pretrained(folder)
-        self.model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        # the auto class does not tell types what it loads
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        self.model.eval()
         question = [{"type": "image"}, {"type": "text", "text": "Describe the image in few words."}]
         chat = [{"role": "user", "content": question}]
         self.prompt = self.processor.apply_chat_template(chat, add_generation_prompt=True) + CAPTION_START

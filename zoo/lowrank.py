@@ -1,5 +1,7 @@
 """Low-rank changes to the language model's attention (Hu et al. 2021, eq. 3 with alpha = rank): W + B A."""
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -36,8 +38,8 @@ def add_low_rank(language_model: nn.Module, rank: int) -> nn.ModuleDict:
 def low_rank_tensors(wrappers: nn.ModuleDict) -> dict[str, torch.Tensor]:
     """The factors under the names of the shipped file."""
     tensors = {}
-    for key, wrapper in wrappers.items():
-        name = key.replace("/", ".")
+    for key, module in wrappers.items():
+        name, wrapper = key.replace("/", "."), cast(LowRank, module)
         tensors[f"lora_a.{name}"] = wrapper.a.detach()
         tensors[f"lora_b.{name}"] = wrapper.b.detach()
     return tensors

@@ -1,6 +1,7 @@
 """What is trained: vision tower, connector, low-rank factors; the losses; and how they are saved and read again."""
 
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from mmneurons.demo.assembly import language_model, make_tokenizer, tower_state
 from mmneurons.demo.vision_tower import EfficientNetLiteConfig, EfficientNetLiteModel
+from zoo.data import normalize
 from zoo.fast_tower import FastTower
 from zoo.lowrank import add_low_rank, low_rank_tensors
 
@@ -17,6 +19,7 @@ __all__ = [
     "Connector",
     "Dense",
     "Ema",
+    "Trained",
     "language_parts",
     "name_targets",
     "pretrained_tower",
@@ -68,6 +71,9 @@ class Dense(nn.Module):
         targets: (concepts, hidden) mean input embedding of each name's tokens.
     """
 
+    center: torch.Tensor
+    directions: torch.Tensor
+
     def __init__(self, targets: torch.Tensor, temperature: float = 20.0) -> None:
         super().__init__()
         self.temperature = temperature
@@ -101,19 +107,53 @@ class Dense(nn.Module):
         return torch.logsumexp(scores[..., :-1], 1)
 
 
+class Trained(nn.Module):
+    """Everything that is trained, in one place.
+
+    Attributes:
+        tower: Vision tower.
+        connector: Connector.
+        dense: Loss of the cells, which learns one vector.
+        low_rank: Low-rank layers by the name of the weight they add to; empty without a language model.
+    """
+
+    def __init__(self, targets: torch.Tensor, low_rank: nn.ModuleDict | None = None) -> None:
+        super().__init__()
+        self.tower = channels_last(FastTower(pretrained_tower()))
+        self.connector = Connector()
+        self.dense = Dense(targets)
+        self.low_rank = nn.ModuleDict() if low_rank is None else low_rank
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(batch, 3, 224, 224) uint8 -> (batch, 49, hidden) connector tokens."""
+        return self.connector(self.tower(normalize(pixels)))
+
+    def own_state(self) -> dict[str, torch.Tensor]:
+        """All tensors but the language model's own."""
+        return {name: tensor for name, tensor in self.state_dict().items() if ".base." not in name}
+
+
+def channels_last(tower: FastTower) -> FastTower:
+    """The memory layout in which convolutions run fastest."""
+    for conv in tower.convs.values():
+        weight = cast(nn.Conv2d, conv).weight
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return tower
+
+
 class Ema:
     """Running mean of the trained tensors."""
 
-    def __init__(self, modules: nn.ModuleDict, decay: float) -> None:
+    def __init__(self, trained: Trained, decay: float) -> None:
         self.decay, self.steps = decay, 0
-        self.mean = {n: p.detach().clone() for n, p in modules.named_parameters() if p.requires_grad}
+        self.mean = {n: p.detach().clone() for n, p in trained.named_parameters() if p.requires_grad}
 
     @torch.no_grad()
-    def update(self, modules: nn.ModuleDict) -> None:
+    def update(self, trained: Trained) -> None:
         """Moves the mean; its memory grows with the steps up to `decay`."""
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 10))
-        params = dict(modules.named_parameters())
+        params = dict(trained.named_parameters())
         torch._foreach_lerp_(list(self.mean.values()), [params[n].detach() for n in self.mean], 1 - decay)
 
 
@@ -134,9 +174,11 @@ class CaptionModel:
 
         folder = language_parts(work)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval().requires_grad_(False)
+        # the auto class does not tell types what it loads
+        self.model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        self.model.eval().requires_grad_(False)
         self.low_rank = add_low_rank(self.model.model, rank)
-        self.embed = self.model.get_input_embeddings()
+        self.embed = cast(nn.Embedding, self.model.get_input_embeddings())
         before, after = PROMPT.split("<image>")
         self.before, self.after = (self.embed(self.ids(part)[None]) for part in (before, after))
         self.end = self.tokenizer.convert_tokens_to_ids("<|im_end|>")
@@ -175,20 +217,20 @@ class CaptionModel:
         return self.tokenizer.batch_decode(out, skip_special_tokens=True)
 
 
-def shipped_tensors(modules: nn.ModuleDict) -> dict[str, torch.Tensor]:
+def shipped_tensors(trained: Trained) -> dict[str, torch.Tensor]:
     """What the package ships, in half precision, under the names `assembly.add_trained` reads."""
     base = pretrained_tower().state_dict()
-    tensors = {f"connector.{name}": tensor for name, tensor in modules["connector"].state_dict().items()}
-    for name, tensor in modules["tower"].unfold(base).items():
+    tensors = {f"connector.{name}": tensor for name, tensor in trained.connector.state_dict().items()}
+    for name, tensor in trained.tower.unfold(base).items():
         tensors[f"tower.{name}"] = tensor if name in OWN else tensor - base[name]
-    tensors |= low_rank_tensors(modules["low_rank"])
+    tensors |= low_rank_tensors(trained.low_rank)
     half = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
     if not all(tensor.isfinite().all() for tensor in half.values()):
         raise ValueError("a trained tensor does not fit half precision")
     return half
 
 
-def read_shipped(path: Path, modules: nn.ModuleDict) -> None:
+def read_shipped(path: Path, trained: Trained) -> None:
     """Puts the shipped tensors back where training can go on from them; the dense loss's own vector starts anew."""
     from safetensors.torch import load_file
 
@@ -200,10 +242,10 @@ def read_shipped(path: Path, modules: nn.ModuleDict) -> None:
         if part == "tower":
             state[inner] = tensor if inner in OWN else state[inner] + tensor
         elif part in ("lora_a", "lora_b"):
-            wrapper = modules["low_rank"][inner.replace(".", "/")]
+            wrapper = trained.low_rank[inner.replace(".", "/")]
             getattr(wrapper, part[-1]).data.copy_(tensor)
     tower.load_state_dict(state)
-    modules["tower"] = FastTower(tower)
-    modules["connector"].load_state_dict(
+    trained.tower = channels_last(FastTower(tower))
+    trained.connector.load_state_dict(
         {name.removeprefix("connector."): t for name, t in shipped.items() if name.startswith("connector.")}
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from zoo.scenes import Vocabulary, make_scene
+from zoo.scenes import Scene, Vocabulary, make_scene
 from zoo.sprites import HELD_OUT, Concept, Sprite, open_sets, read_concepts
 
 __all__ = ["PHOTOS", "SCENES", "main"]
@@ -98,12 +98,12 @@ PHOTOS = (
 def run_lengths(mask: np.ndarray) -> list[int]:
     """Lengths of the runs of pixels outside, inside, outside ..., row by row."""
     flat = mask.ravel()
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    runs = np.diff([0, *edges, flat.size]).tolist()
+    edges = (np.flatnonzero(np.diff(flat)) + 1).tolist()
+    runs = [stop - start for start, stop in zip([0, *edges], [*edges, flat.size], strict=True)]
     return [0, *runs] if flat[0] else runs
 
 
-def draw(style: str, names: Sequence[str], concepts: dict[str, Concept], sets: dict, number: int) -> tuple:
+def draw(style: str, names: Sequence[str], concepts: dict[str, Concept], sets: dict, number: int) -> Scene:
     """One scene at the bundled size, from drawings rasterized at that size."""
     sprites = {
         name: [

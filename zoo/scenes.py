@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from zoo.sprites import Concept, Sprite
+from zoo.sprites import Concept, Sprite, threshold
 
 __all__ = ["GRID", "Scene", "SceneObject", "Vocabulary", "coverage", "describe", "make_scene"]
 
@@ -90,7 +90,7 @@ def plural(name: str) -> str:
     if name in SAME_PLURAL:
         return name
     head, _, last = name.rpartition(" ")
-    return f"{head} {getInflection(last, tag='NNS')[0]}".strip()
+    return f"{head} {next(iter(getInflection(last, tag='NNS')))}".strip()
 
 
 def phrase(concept: Concept, count: int, color: str | None) -> str:
@@ -122,7 +122,7 @@ def describe(scene: Scene, concepts: Mapping[str, Concept], rng: random.Random, 
     phrases = []
     for name in scene.names:
         same = [o for o in scene.objects if o.name == name]
-        seen = {color_of(scene.image, o.mask) for o in same} if with_colors else {None}
+        seen = {color_of(scene.image, o.mask) if with_colors else None for o in same}
         phrases.append(phrase(concepts[name], len(same), seen.pop() if len(seen) == 1 else None))
     if len(phrases) == 1:
         return phrases[0]
@@ -208,7 +208,7 @@ def recolor(rgb: Image.Image, rng: random.Random, strength: float) -> Image.Imag
     if rng.random() < 0.5 * strength:
         turn = int(rng.gauss(0, 7)) % 256
         hue, saturation, value = rgb.convert("HSV").split()
-        rgb = Image.merge("HSV", (hue.point(lambda h: (h + turn) % 256), saturation, value)).convert("RGB")
+        rgb = Image.merge("HSV", (hue.point([(h + turn) % 256 for h in range(256)]), saturation, value)).convert("RGB")
     if rng.random() < 0.2 * strength:
         rgb = rgb.quantize(rng.randint(3, 10)).convert("RGB")
     if rng.random() < 0.04 * strength:
@@ -239,7 +239,7 @@ def dress(sprite: Sprite, extent: float, rng: random.Random, strength: float) ->
         image = image.rotate(rng.gauss(0, 14) * max(strength, 0.5), Image.Resampling.BILINEAR, expand=True)
     if rng.random() < 0.15 * strength:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.5)))
-    box = image.getchannel("A").point(lambda a: 255 if a > 100 else 0).getbbox()
+    box = image.getchannel("A").point(threshold(100)).getbbox()
     return image.crop(box) if box else image
 
 
@@ -325,7 +325,7 @@ def compose(
         if shadows:
             reach = max(1, side // 60)
             shade = Image.new("L", alpha.size)
-            shade.paste(alpha.point(lambda a: a * 2 // 5), (reach, reach))
+            shade.paste(alpha.point([a * 2 // 5 for a in range(256)]), (reach, reach))
             canvas.paste((20, 20, 30), mask=shade.filter(ImageFilter.GaussianBlur(reach)))
         canvas.paste(layer.convert("RGB"), corner, layer.getchannel("A"))
         mask = np.asarray(alpha) > 100

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-__all__ = ["HELD_OUT", "STYLES", "TRAINED", "Concept", "Sprite", "build", "load", "read_concepts"]
+__all__ = ["HELD_OUT", "STYLES", "TRAINED", "Concept", "Sprite", "build", "load", "read_concepts", "threshold"]
 
 HERE = Path(__file__).parent
 SIZE = 160
@@ -107,14 +107,21 @@ def rasterize(svg: str, size: int) -> Image.Image:
     return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg, width=size)))).convert("RGBA")
 
 
+def threshold(level: int) -> list[int]:
+    """Look-up table of a channel: white above the level, black up to it."""
+    return [255 * (value > level) for value in range(256)]
+
+
 def trim(image: Image.Image, size: int) -> Image.Image | None:
     """Crops to the opaque part and scales the longer side to `size`; None for an empty drawing."""
-    box = image.getchannel("A").point(lambda a: 255 if a > 20 else 0).getbbox()
+    box = image.getchannel("A").point(threshold(20)).getbbox()
     if box is None:
         return None
     image = image.crop(box)
     scale = size / max(image.size)
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.LANCZOS)
+    return image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
+    )
 
 
 class SpriteSet:

