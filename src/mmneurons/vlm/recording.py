@@ -108,13 +108,11 @@ def record_generation(
     tape = _Tape(vlm, batch["input_ids"], image_budget)
     with listening(vlm.model, tape.inputs, tape.outputs):
         output = _generate(vlm, batch, max_new_tokens, seed, {**options, "output_logits": True})
-    logits = torch.stack(output.logits, 1).float().cpu()
-    sequences = output.sequences[:, prompt:].cpu()
-    recordings = []
-    for row, request in enumerate(requests):
-        tokens = torch.tensor(_until_end(vlm, sequences[row]), dtype=torch.long)
-        recordings.append(tape.recording(request, row, tokens, logits[row, : len(tokens)], forced=False))
-    return recordings
+    sequences = output.sequences[:, prompt:]
+    said = [_log_probability(logits, ids) for logits, ids in zip(output.logits, sequences.unbind(1), strict=True)]
+    log_probabilities = torch.stack(said, 1).cpu()
+    tokens = [torch.tensor(_until_end(vlm, row), dtype=torch.long) for row in sequences.cpu()]
+    return tape.recordings(requests, tokens, log_probabilities, forced=False)
 
 
 def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], image_budget: int = IMAGE_BUDGET) -> Recording:
@@ -135,8 +133,11 @@ def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], image_bu
             inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(tokens) - 1))
     tape = _Tape(vlm, fed, image_budget, kept=len(tokens))
     with evaluating(vlm.model), listening(vlm.model, tape.inputs, tape.outputs):
-        logits = vlm.model(**inputs, use_cache=False).logits[0, -len(tokens) :].float().cpu()
-    return tape.recording(request, 0, tokens, logits, forced=True)
+        logits = vlm.model(**inputs, use_cache=False).logits[0, -len(tokens) :]
+    (recording,) = tape.recordings(
+        [request], [tokens], _log_probability(logits, tokens.to(logits.device))[None].cpu(), forced=True
+    )
+    return recording
 
 
 def image_activations(
@@ -179,12 +180,13 @@ class _Tape:
         self._vlm, self._kept = vlm, kept
         anatomy = vlm.anatomy
         self._heard: dict[str, list[Tensor]] = {}
-        self._images: dict[int, list[Tensor]] = {}
         image = vlm.image_token_id
         self._positions = [(row == image).nonzero().flatten() for row in input_ids]
         size = torch.finfo(vlm.dtype).bits // 8
         longest = max((len(positions) for positions in self._positions), default=0)
-        self._keeps_images = longest * sum(b.ffn.width for b in anatomy.blocks) * size <= image_budget
+        fits = longest * len(anatomy.blocks) * anatomy.width * size <= image_budget
+        shapes = [(len(anatomy.blocks), len(positions), anatomy.width) for positions in self._positions]
+        self._images = [torch.zeros(shape, dtype=vlm.dtype) for shape in shapes] if fits else None
         self.inputs: dict[str, Listener] = {
             anatomy.blocks[0].module: self._note("entry"),
             anatomy.norm.module: self._note("stream"),
@@ -207,55 +209,69 @@ class _Tape:
 
     def _note_activations(self, block: int) -> Listener:
         note = self._note(f"activations {block}")
+        prefilled = False
 
         def listener(x: Tensor) -> None:
+            nonlocal prefilled
             note(x)
-            if block not in self._images and self._keeps_images:
-                positions = (own.to(x.device) for own in self._positions)
-                self._images[block] = [row[own].detach().cpu() for row, own in zip(x, positions, strict=True)]
+            if self._images is not None and not prefilled:
+                for kept, row, own in zip(self._images, x.detach(), self._positions, strict=True):
+                    kept[block, :, : x.shape[-1]] = row[own.to(x.device)].cpu()
+            prefilled = True
 
         return listener
 
-    def recording(self, request: Request, row: int, tokens: Tensor, logits: Tensor, forced: bool) -> Recording:
+    def recordings(
+        self, requests: Sequence[Request], tokens: Sequence[Tensor], log_probabilities: Tensor, forced: bool
+    ) -> list[Recording]:
+        """One for every row; ``tokens`` are those up to the end token, rows of ``log_probabilities`` may be longer."""
         anatomy = self._vlm.anatomy
-        steps = len(tokens)
+        steps = [len(own) for own in tokens]
         columns = [f"activations {index}" for index in range(len(anatomy.blocks))]
         gates = [f"gate {index}" for index, block in enumerate(anatomy.blocks) if block.ffn.gate]
         writes = [write.module for block in anatomy.blocks for write in block.writes]
-        prompt = request.inputs["input_ids"][0].cpu()
+        activations = self._stack(columns, steps, anatomy.width)
+        gated = self._stack(gates, steps, anatomy.width) if len(gates) == len(anatomy.blocks) else None
+        written = self._stack(writes, steps, anatomy.hidden)
+        entry, stream = (self._stack([key], steps, anatomy.hidden) for key in ("entry", "stream"))
         image = self._vlm.image_token_id
-        activations = self._stack(columns, row, steps, anatomy.width)
-        images = [self._images[index][row] for index in range(len(anatomy.blocks))] if self._images else None
-        return Recording(
-            request=request,
-            token_ids=tokens,
-            activations=activations,
-            gates=self._stack(gates, row, steps, anatomy.width) if len(gates) == len(anatomy.blocks) else None,
-            log_probabilities=logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0],
-            entry=self._take("entry", row, steps),
-            writes=self._stack(writes, row, steps, anatomy.hidden),
-            stream=self._take("stream", row, steps),
-            image_positions=(prompt == (-1 if image is None else image)).nonzero().flatten(),
-            image_activations=None if images is None else _fill(images, anatomy.width),
-            forced=forced,
-        )
-
-    def _take(self, key: str, row: int, steps: int) -> Tensor:
-        heard = [step[row] for step in self._heard[key]]
-        positions = sum(len(step) for step in heard)
-        if positions < steps:
-            raise RecordingError(
-                f"{key!r} was heard at {positions} positions while {steps} tokens were generated: the hooks were passed "
-                "by. Was the model compiled, or a module replaced by a fused kernel, after it was loaded?"
+        prompts = [request.inputs["input_ids"][0].cpu() for request in requests]
+        return [
+            Recording(
+                request=request,
+                token_ids=tokens[row],
+                activations=activations[row],
+                gates=None if gated is None else gated[row],
+                log_probabilities=log_probabilities[row, : steps[row]].clone(),
+                entry=entry[row][:, 0],
+                writes=written[row],
+                stream=stream[row][:, 0],
+                image_positions=(prompts[row] == (-1 if image is None else image)).nonzero().flatten(),
+                image_activations=None if self._images is None else self._images[row],
+                forced=forced,
             )
-        return torch.cat(heard)[:steps].float().cpu()
+            for row, request in enumerate(requests)
+        ]
 
-    def _stack(self, keys: list[str], row: int, steps: int, width: int) -> Tensor:
-        return _fill([self._take(key, row, steps) for key in keys], width).transpose(0, 1).contiguous()
+    def _stack(self, keys: Sequence[str], steps: Sequence[int], width: int) -> list[Float[Tensor, "steps keys width"]]:
+        """What was heard under some keys, for every row its own tensor, so that none keeps the others in memory."""
+        stacked = [torch.zeros(own, len(keys), width) for own in steps]
+        for place, key in enumerate(keys):
+            heard = torch.cat(self._heard[key], 1) if self._heard[key] else torch.zeros(len(steps), 0, width)
+            if heard.shape[1] < max(steps):
+                raise RecordingError(
+                    f"{key!r} was heard at {heard.shape[1]} positions while {max(steps)} tokens were generated: the "
+                    "hooks were passed by. Was the model compiled, or a module replaced by a fused kernel, after it "
+                    "was loaded?"
+                )
+            heard = heard.cpu()
+            for row, own in enumerate(stacked):
+                own[:, place, : heard.shape[-1]] = heard[row, : len(own)]
+        return stacked
 
 
-def _fill(parts: list[Tensor], width: int) -> Tensor:
-    return torch.stack([torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts])
+def _log_probability(logits: Float[Tensor, "rows vocabulary"], ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+    return logits.float().log_softmax(-1).gather(1, ids[:, None])[:, 0]
 
 
 def _generate(
