@@ -16,7 +16,7 @@ import mmneurons as mmn
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "mmneurons"
-HEAVY = ("torch", "transformers", "spacy", "numpy", "PIL", "polars", "rich")
+HEAVY = ("torch", "transformers", "spacy", "numpy", "PIL", "polars")
 
 RANKS = {
     "errors": 0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import io
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -211,32 +211,28 @@ class NeuronTable:
         self.to_polars().write_parquet(path)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        out = io.StringIO()
-        Console(file=out, width=110, color_system=None).print(self.__rich__())
-        return out.getvalue().rstrip()
+        lines = [_HEADINGS, *(_cells(row) for row in self.rows)]
+        widths = [max(len(line[index]) for line in lines) for index in range(len(_HEADINGS) - 1)]
+        page = [self.title]
+        for neuron, *numbers, promotes in lines:
+            cells = [neuron.ljust(widths[0]), *(number.rjust(w) for number, w in zip(numbers, widths[1:], strict=True))]
+            page.append("  " + "  ".join([*cells, promotes]))
+        if self.note:
+            page.append(f"  ({self.note})")
+        width = max(60, shutil.get_terminal_size((110, 24)).columns)
+        return "\n".join(_cut(_visible(line), width) for line in page)
 
     __repr__ = __str__
 
-    def __rich__(self) -> object:
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(title=Text(self.title), caption=Text(self.note) if self.note else None, title_justify="left")
-        for name in ("neuron", "score", "share", "activation"):
-            table.add_column(name, justify="left" if name == "neuron" else "right", no_wrap=True)
-        table.add_column("promotes", overflow="ellipsis", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*(Text(cell) for cell in _cells(row)))
-        return table
-
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in ("neuron", "score", "share", "activation", "promotes"))
+        head = "".join(f"<th>{name}</th>" for name in _HEADINGS)
         lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in _cells(row)) for row in self.rows)
         body = "".join(f"<tr>{line}</tr>" for line in lines)
         note = f"<p><small>{html.escape(self.note)}</small></p>" if self.note else ""
         return f"<table><caption>{html.escape(self.title)}</caption><tr>{head}</tr>{body}</table>{note}"
+
+
+_HEADINGS = ("neuron", "score", "share", "activation", "promotes")
 
 
 def _cells(row: NeuronRow) -> tuple[str, ...]:
@@ -244,6 +240,10 @@ def _cells(row: NeuronRow) -> tuple[str, ...]:
     promotes = " ".join(dict.fromkeys(_visible(token) for token in row.promotes))
     # significant digits: against the distribution all scores of a word that was certain are small
     return row.neuron, f"{row.score:.3g}", share, f"{row.activation:.3g}", promotes
+
+
+def _cut(line: str, width: int) -> str:
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
 def _visible(token: str) -> str:

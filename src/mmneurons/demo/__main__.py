@@ -22,7 +22,9 @@ MARGIN = 12
 def main() -> None:
     """Print what is found and save a picture of it."""
     parser = argparse.ArgumentParser(prog="python -m mmneurons.demo", description=__doc__)
-    parser.add_argument("--pictures", type=int, default=12, help="how many of the bundled pictures (default 12; 0: all)")
+    parser.add_argument(
+        "--pictures", type=int, default=12, help="how many of the bundled pictures (default 12; 0: all)"
+    )
     parser.add_argument("--neurons", type=int, default=3, help="how many neurons to print for a word (default 3)")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="where to save (default demo-output)")
     options = parser.parse_args()
@@ -42,29 +44,24 @@ def run(limit: int, neurons: int, out: Path) -> None:
         neurons: how many to print for a word.
         out: the folder to save into.
     """
-    from rich.console import Console
-
-    console = Console(highlight=False)
     started = time.perf_counter()
     vlm = mmn.load("demo")
-    console.print(f"{vlm!r}\nloaded in {time.perf_counter() - started:.1f} s\n")
+    print(f"{vlm!r}\nloaded in {time.perf_counter() - started:.1f} s\n")
     chosen = spread(pictures(), limit)
     shown = []
     for start in range(0, len(chosen), 8):
         batch = chosen[start : start + 8]
         for picture, found in zip(batch, mmn.find(vlm, [picture.path for picture in batch]), strict=True):
-            console.print(f"[bold]{picture.path.name}[/bold]  (there is: {', '.join(picture.objects)})", soft_wrap=True)
+            print(f"{picture.path.name} shows: {', '.join(picture.objects)}\n  {found.caption}")
             for word in dict.fromkeys(found.words):
-                console.print(found[word].top(neurons))
+                print(found[word].top(neurons))
+            print(flush=True)
             if found.words:
                 shown.append(found[found.words[0]])
-            else:
-                console.print(found.caption, markup=False)
-            console.print()
     out.mkdir(parents=True, exist_ok=True)
     sheet(shown).save(out / "where-they-look.png")
     seconds = time.perf_counter() - started
-    console.print(f"{len(chosen)} pictures in {seconds:.0f} s. Where they look: {out / 'where-they-look.png'}")
+    print(f"{len(chosen)} pictures in {seconds:.0f} s. Where they look: {out / 'where-they-look.png'}")
 
 
 def spread(every: list[Picture], limit: int) -> list[Picture]:
@@ -89,23 +86,23 @@ def sheet(parts: list[mmn.WordFinding]) -> Image.Image:
         page.paste(painted, (x, y))
         row = part.top(1, promotes=4)[0]
         below = y + painted.height + 4
-        lines = wrapped(part.found.caption, font, TILE) + [f"“{part.word}” ← {row.neuron}: {' '.join(row.promotes)}"]
-        for line in lines[:3]:
-            pen.text((x, below), line[:60], fill="black", font=font)
+        promotes = " ".join(row.promotes)
+        for line in (*wrapped(part.found.caption, font)[:2], *wrapped(f"{row.neuron} promotes: {promotes}", font)[:1]):
+            pen.text((x, below), line, fill="black", font=font)
             below += 20
     return page
 
 
-def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """The text in at most two lines of a width in pixels."""
+def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """The text in lines that fit below a tile."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width or not lines[-1]:
+        if font.getlength(longer) <= TILE:
             lines[-1] = longer
         else:
             lines.append(word)
-    return lines if len(lines) <= 2 else [lines[0], f"{lines[1]}…"]
+    return lines
 
 
 if __name__ == "__main__":
