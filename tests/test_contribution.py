@@ -5,6 +5,7 @@ from transformers import GraniteConfig, PhiConfig
 import mmneurons as mmn
 from helpers import tiny
 from mmneurons.errors import OptionError
+from mmneurons.exactness import check_block, completeness_at
 from mmneurons.finders import Activation, Contribution, Random, Target, make_finder
 from mmneurons.vlm.readout import readout
 from test_anatomy import SMALL, llava_over
@@ -48,7 +49,7 @@ def test_completeness(recorded, against):
     vlm, recording = recorded
     for step in range(len(recording)):
         checked = target(recording, step)
-        complete = mmn.completeness(vlm, recording, checked, against)
+        complete = completeness_at(vlm, recording, checked, against)
         expected = float(left_hand_side(vlm, recording, checked, against))
         assert complete.expected == pytest.approx(expected, abs=2e-5 * max(1, abs(expected)))
         assert complete.error < 1e-5
@@ -64,7 +65,7 @@ def test_a_neuron_taken_away_takes_its_contribution_along(recorded, against):
     (scores,) = Contribution(against)(vlm, recording, [checked])
     for block in range(3):
         columns = torch.randperm(112, generator=torch.Generator().manual_seed(block))[:40].tolist()
-        check = mmn.check_neurons(vlm, recording, checked, [(block, c) for c in columns], scores.values, against)
+        check = check_block(vlm, recording, checked, [(block, c) for c in columns], scores.values, against)
         assert check.error < 1e-5
         assert check.measured.abs().max() > 1e-3
 
@@ -76,7 +77,7 @@ def test_the_checks_see_wrong_scores(recorded):
     (scores,) = Contribution(None)(vlm, recording, [checked])
     neurons = [(1, column) for column in range(112)]
     permuted = scores.values.flip(1)
-    assert mmn.check_neurons(vlm, recording, checked, neurons, permuted, None).error > 1e-3
+    assert check_block(vlm, recording, checked, neurons, permuted, None).error > 1e-3
 
 
 def test_autograd_gives_the_same(recorded):
@@ -164,14 +165,14 @@ def test_other_language_models_are_exact_too(config, against):
     pixels = torch.randn(1, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     recording = mmn.record(vlm, inputs={"input_ids": ids, "pixel_values": pixels}, max_new_tokens=4)
     checked = target(recording, step=2)
-    complete = mmn.completeness(vlm, recording, checked, against)
+    complete = completeness_at(vlm, recording, checked, against)
     assert complete.error < 1e-5
     logits = logits_of(vlm, recording.stream[2])
     if against is None:
         assert complete.expected == pytest.approx(float(logits[checked.token]), rel=1e-4)
     (scores,) = Contribution(against)(vlm, recording, [checked])
     neurons = [(0, column) for column in range(vlm.anatomy.blocks[0].ffn.width)]
-    assert mmn.check_neurons(vlm, recording, checked, neurons, scores.values, against).error < 1e-5
+    assert check_block(vlm, recording, checked, neurons, scores.values, against).error < 1e-5
 
 
 def test_finding_after_an_edit_by_hand_and_its_undoing(picture):
@@ -207,7 +208,7 @@ def test_half_precision_scores_are_close_to_full(picture):
     correlation = torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1]
     assert correlation > 0.99
     recording = mmn.record(half, picture, caption=caption)
-    assert mmn.completeness(half, recording, target(recording, 1), None).error < 0.05
+    assert completeness_at(half, recording, target(recording, 1), None).error < 0.05
 
 
 def test_baselines(recorded):
@@ -243,3 +244,51 @@ def test_an_ffn_without_a_gate_has_no_gate_alone():
     assert recording.gates is None
     with pytest.raises(OptionError, match="gated"):
         Contribution(activation="gate")(vlm, recording, [target(recording, 0)])
+
+
+def test_the_checks_of_a_word(vlm, picture):
+    """The same as of its token, with the reference that its scores have."""
+    word = mmn.find(vlm, picture, caption="An image of a dog.", against="vocabulary")["dog"]
+    recording, (checked,) = word.found.recording, word.targets
+    assert mmn.completeness(word) == completeness_at(vlm, recording, checked, "vocabulary")
+    neurons = word.neurons(30)
+    assert len({block for block, _ in neurons}) > 1
+    check = mmn.check_neurons(word, neurons)
+    assert check.error < 1e-5
+    assert check.claimed.tolist() == [float(word.scores[place]) for place in neurons]
+
+    both = mmn.find(vlm, picture, caption="An image of a hot dog.", token="sum", against=None)["hot dog"]
+    each = [completeness_at(vlm, both.found.recording, target) for target in both.targets]
+    assert len(each) > 1
+    assert mmn.completeness(both).expected == pytest.approx(sum(one.expected for one in each))
+    assert mmn.completeness(both).error < 1e-5
+
+
+def test_what_cannot_be_checked_is_refused(llava, picture):
+    def dog(**options):
+        return mmn.find(llava, picture, caption="An image of a hot dog.", words=["hot dog"], **options)["hot dog"]
+
+    for options in ({"norm": None}, {"activation": "gate"}, {"finder": "activation"}):
+        with pytest.raises(OptionError, match="Only contributions"):
+            mmn.check_neurons(dog(**options), [(0, 0)])
+    with pytest.raises(OptionError, match="several tokens"):
+        mmn.check_neurons(dog(token="sum"), [(0, 0)])
+    with pytest.raises(OptionError, match="no neurons"):
+        mmn.check_neurons(dog(), [])
+
+
+def test_the_gate_is_shown_where_it_was_scored(llava, picture):
+    word = mmn.find(llava, picture, caption="An image of a dog.", norm=None, activation="gate", against=None)["dog"]
+    gates = word.found.recording.gates[word.steps[0]]
+    assert torch.equal(word.activations, gates)
+    assert "shares of u·h" not in word.note
+
+
+def test_a_misspelt_reference_is_no_word(llava, picture):
+    for misspelt in ("vocab", "Vocabulary", "distributon", "vocabularies"):
+        with pytest.raises(OptionError, match="misspelt"):
+            mmn.find(llava, picture, caption="An image of a dog.", against=misspelt)
+    word = mmn.find(llava, picture, caption="An image of a dog.", words=["dog"], against="cat")["dog"]
+    assert word.note == "against 'cat'"
+    with pytest.raises(OptionError, match="cannot be contrasted with a word"):
+        word.found.at(0)

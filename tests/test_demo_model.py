@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import mmneurons as mmn
+from mmneurons.exactness import check_block, completeness_at
 from mmneurons.finders import Contribution, Target
 
 pytestmark = pytest.mark.demo
@@ -27,7 +28,7 @@ def test_completeness(demo, findings, against):
     checked = [(found.recording, target) for found in findings for target in targets(found)]
     assert len(checked) >= 6
     for recording, target in checked:
-        complete = mmn.completeness(demo, recording, target, against)
+        complete = completeness_at(demo, recording, target, against)
         assert complete.error < 1e-4
         stream = recording.stream[target.step]
         with torch.no_grad():
@@ -48,7 +49,7 @@ def test_a_hundred_neurons_of_every_block_taken_away_one_by_one(demo, findings, 
     for block in range(len(demo.anatomy.blocks)):
         columns = torch.randperm(demo.anatomy.width, generator=draw)[:100].tolist()
         neurons = [(block, column) for column in columns]
-        assert mmn.check_neurons(demo, found.recording, target, neurons, scores.values, against).error < 1e-4
+        assert check_block(demo, found.recording, target, neurons, scores.values, against).error < 1e-4
 
 
 def test_a_batch_is_the_same_as_one_by_one(demo, findings):

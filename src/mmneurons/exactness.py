@@ -8,21 +8,22 @@ model with one activation at zero, holds everything else at what was recorded, a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mmneurons.errors import OptionError
-from mmneurons.finders.contribution import directions
-from mmneurons.finders.protocol import Target
+from mmneurons.finders.contribution import Contribution, directions
+from mmneurons.finders.protocol import Finder, Target
+from mmneurons.finding import WordFinding
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.readout import readout
 from mmneurons.vlm.recording import Recording
 from mmneurons.vlm.replay import streams_without
 
-__all__ = ["Completeness", "NeuronCheck", "check_neurons", "completeness"]
+__all__ = ["Completeness", "NeuronCheck", "check_block", "check_neurons", "completeness", "completeness_at"]
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,19 @@ class Completeness:
         return abs(self.total - self.expected) / max(1.0, abs(self.expected))
 
 
-def completeness(vlm: VLM, recording: Recording, target: Target, against: str | None = None) -> Completeness:
+def completeness(word: WordFinding) -> Completeness:
+    """Add up everything that was recorded behind a word and compare it with the logit.
+
+    Args:
+        word: of a finding, by any finder; the reference is that of ``contribution``, otherwise none. With
+            ``token="sum"`` the parts of all tokens are added.
+    """
+    vlm, recording, against = word.found.vlm, word.found.recording, _reference(word.found.finder)
+    parts = [completeness_at(vlm, recording, target, against) for target in word.targets]
+    return Completeness(*(sum(getattr(part, field.name) for part in parts) for field in fields(Completeness)))
+
+
+def completeness_at(vlm: VLM, recording: Recording, target: Target, against: str | None = None) -> Completeness:
     """Add up what was recorded at one step and compare it with the logit.
 
     Args:
@@ -109,7 +122,40 @@ class NeuronCheck:
         return float((self.measured - self.claimed).abs().max()) / max(1.0, abs(self.expected))
 
 
-def check_neurons(
+def check_neurons(word: WordFinding, neurons: Sequence[tuple[int, int]]) -> NeuronCheck:
+    """Take neurons away one by one, and compare what the logit loses with their scores.
+
+    See ``check_block`` for what is held on the way.
+
+    Args:
+        word: of a finding by ``contribution`` with the norm and with whole activations, of one explained token.
+        neurons: block and column of each, for example ``word.neurons(20)``.
+
+    Raises:
+        OptionError: the scores are no contributions, or add up several tokens; or there are no neurons.
+    """
+    finder = word.found.finder
+    if not isinstance(finder, Contribution) or finder.norm is None or finder.activation != "product":
+        raise OptionError("Only contributions with the norm and whole activations are changes of the logit.")
+    if len(word.targets) != 1:
+        raise OptionError("The scores of several tokens are added up here: check each with token='first' or found.at.")
+    if not neurons:
+        raise OptionError("There are no neurons to check.")
+    groups = {block: [place for place in neurons if place[0] == block] for block, _ in neurons}
+    checks = [
+        check_block(word.found.vlm, word.found.recording, word.targets[0], group, word.scores, finder.against)
+        for group in groups.values()
+    ]
+    order = [place for group in groups.values() for place in group]
+    places = [order.index(place) for place in neurons]
+    return NeuronCheck(
+        measured=torch.cat([check.measured for check in checks])[places],
+        claimed=torch.cat([check.claimed for check in checks])[places],
+        expected=checks[0].expected,
+    )
+
+
+def check_block(
     vlm: VLM,
     recording: Recording,
     target: Target,
@@ -136,7 +182,7 @@ def check_neurons(
     """
     blocks = {block for block, _ in neurons}
     if len(blocks) != 1:
-        raise OptionError("check_neurons takes neurons of one block at a time.")
+        raise OptionError("check_block takes neurons of one block at a time.")
     index = blocks.pop()
     columns = torch.tensor([column for _, column in neurons])
     streams = streams_without(vlm, recording, target.step, index, columns)
@@ -150,3 +196,7 @@ def check_neurons(
         claimed=claimed[index, columns],
         expected=float((rows.double() * head.normalize(full).double()).sum()) + float(constants[0]) - shift,
     )
+
+
+def _reference(finder: Finder) -> str | None:
+    return finder.against if isinstance(finder, Contribution) else None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from typing import Literal, TypedDict, Unpack, cast, overload
 
 import numpy as np
@@ -21,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmneurons.errors import OptionError, WordNotFoundError
-from mmneurons.finders import Finder, Scores, Target, make_finder, takes_seed
+from mmneurons.finders import Contribution, Finder, Scores, Target, make_finder, score_all, takes_seed
+from mmneurons.finders.contribution import ANOTHER_WORD
 from mmneurons.heatmaps import Heatmap
 from mmneurons.neurons import NeuronRow, NeuronTable, PromotedBy, output_vectors, promoted_tokens
 from mmneurons.vlm.geometry import geometry
@@ -42,6 +44,8 @@ __all__ = ["FindOptions", "Finding", "RecordOptions", "WordFinding", "caption", 
 
 Explained = Literal["first", "last", "sum"]
 
+BATCH_SIZE = 8
+
 
 @dataclass(frozen=True, eq=False)
 class WordFinding:
@@ -54,7 +58,8 @@ class WordFinding:
         token_ids: these tokens.
         log_probability: of these tokens together, natural logarithm, before any logits processor.
         scores: float32 on the CPU; units that a narrower block does not have are 0.
-        activations: of every neuron at the position that emitted the (first) explained token.
+        activations: of every neuron at the position that emitted the (first) explained token, as the finder took them.
+        targets: the tokens that are explained.
         total: what the scores are shares of; None where they are no shares.
         note: what the scores are read against, and what is approximate in them.
         found: the finding that it is a part of.
@@ -67,6 +72,7 @@ class WordFinding:
     log_probability: float
     scores: Float[Tensor, "blocks width"]
     activations: Float[Tensor, "blocks width"]
+    targets: tuple[Target, ...]
     total: float | None
     note: str
     found: Finding
@@ -206,14 +212,16 @@ class Finding:
         """The neurons behind the token that a step emitted, whatever it spells.
 
         Raises:
-            OptionError: there is no such step.
+            OptionError: there is no such step, or words were contrasted with another one, which a token cannot be.
         """
+        if isinstance(self.finder, Contribution) and self.finder.against == "word":
+            raise OptionError("A token cannot be contrasted with a word. Find again without against='…'.")
         if not 0 <= step < len(self.recording):
             raise OptionError(f"There is no step {step}: steps are 0 to {len(self.recording) - 1}.")
         token = int(self.recording.token_ids[step])
         tokenizer = getattr(self.vlm.processor, "tokenizer", None)
         name = f"#{token}" if tokenizer is None else tokenizer.decode([token])
-        (part,) = _score(self, [Word(name, name, 0, 0, (step,))], None)
+        ((part,),) = _score([(self, [Word(name, name, 0, 0, (step,))])], None)
         return part
 
     def __iter__(self) -> Iterator[WordFinding]:
@@ -325,12 +333,17 @@ def find(
     asked = {name: value for name, value in options.items() if name in RecordOptions.__annotations__}
     scorer, contrast = _scorer(finder, {name: value for name, value in options.items() if name not in asked}, options)
     pictures = None if images is None else [open_picture(image) for image in _as_list(images)]
-    findings = []
     recordings = _record(vlm, pictures, **cast(RecordOptions, asked))
-    for recording, picture in zip(recordings, [None] if pictures is None else pictures, strict=True):
-        bare = Finding(vlm, recording, recording.caption, (), picture, scorer, token)
-        parts = _score(bare, _words(bare, words), contrast)
-        findings.append(replace(bare, parts=tuple(parts)))
+    bare = [
+        Finding(vlm, recording, recording.caption, (), picture, scorer, token)
+        for recording, picture in zip(recordings, [None] if pictures is None else pictures, strict=True)
+    ]
+    findings = []
+    size = options.get("batch_size", BATCH_SIZE)
+    for start in range(0, len(bare), size):
+        batch = [(found, _words(found, words)) for found in bare[start : start + size]]
+        scored = _score(batch, contrast)
+        findings += [replace(found, parts=tuple(parts)) for (found, _), parts in zip(batch, scored, strict=True)]
     return findings if _is_many(images) else findings[0]
 
 
@@ -388,7 +401,7 @@ def _record(vlm: VLM, pictures: Sequence[Image.Image] | None, **options: Unpack[
         )
     prompt, prefix = options.get("prompt", PROMPT), options.get("prefix", PREFIX)
     budget = options.get("image_budget", IMAGE_BUDGET)
-    batch_size, max_new_tokens = options.get("batch_size", 8), options.get("max_new_tokens", 50)
+    batch_size, max_new_tokens = options.get("batch_size", BATCH_SIZE), options.get("max_new_tokens", 50)
     inputs, given = options.get("inputs"), options.get("caption")
     if batch_size < 1 or max_new_tokens < 1:
         raise OptionError("batch_size and max_new_tokens have to be at least 1.")
@@ -453,31 +466,42 @@ def _words(bare: Finding, wanted: Sequence[str] | None) -> Sequence[Word]:
     return find_words(bare.caption, begun, bare.recording.spans, [wanted] if isinstance(wanted, str) else wanted)
 
 
-def _score(bare: Finding, words: Sequence[Word], contrast: str | None) -> list[WordFinding]:
-    """Score all words of a finding at once."""
-    recording = bare.recording
-    targets = [_targets(bare, word, contrast) for word in words]
-    scores = iter(bare.finder(bare.vlm, recording, [target for group in targets for target in group]))
+def _score(batch: Sequence[tuple[Finding, Sequence[Word]]], contrast: str | None) -> list[list[WordFinding]]:
+    """Score all words of some findings at once; they are of one model and one finder."""
+    if not batch:
+        return []
+    finder, vlm = batch[0][0].finder, batch[0][0].vlm
+    targets = [[_targets(bare, word, contrast) for word in words] for bare, words in batch]
+    work = [
+        (bare.recording, [target for group in groups for target in group])
+        for (bare, _), groups in zip(batch, targets, strict=True)
+    ]
     parts = []
-    for word, group in zip(words, targets, strict=True):
-        own: list[Scores] = [next(scores) for _ in group]
-        totals = [score.total for score in own if score.total is not None]
-        tokens = tuple(int(recording.token_ids[step]) for step in word.steps)
-        parts.append(
-            WordFinding(
-                word=word.text,
-                span=(word.start, word.end),
-                steps=word.steps,
-                token_ids=tokens,
-                log_probability=float(recording.log_probabilities[list(word.steps)].sum()),
-                scores=torch.stack([score.values for score in own]).sum(0),
-                activations=recording.activations[group[0].step],
-                total=sum(totals) if len(totals) == len(own) else None,
-                note=own[0].note,
-                found=bare,
-            )
-        )
+    for (bare, words), groups, scores in zip(batch, targets, score_all(finder, vlm, work), strict=True):
+        rest = iter(scores)
+        own = [[next(rest) for _ in group] for group in groups]
+        parts.append([_part(bare, *both, contrast) for both in zip(words, groups, own, strict=True)])
     return parts
+
+
+def _part(
+    bare: Finding, word: Word, targets: Sequence[Target], scores: Sequence[Scores], contrast: str | None
+) -> WordFinding:
+    recording = bare.recording
+    totals = [score.total for score in scores if score.total is not None]
+    return WordFinding(
+        word=word.text,
+        span=(word.start, word.end),
+        steps=word.steps,
+        token_ids=tuple(int(recording.token_ids[step]) for step in word.steps),
+        log_probability=float(recording.log_probabilities[list(word.steps)].sum()),
+        scores=torch.stack([score.values for score in scores]).sum(0),
+        activations=scores[0].activations,
+        targets=tuple(targets),
+        total=sum(totals) if len(totals) == len(scores) else None,
+        note=scores[0].note if contrast is None else scores[0].note.replace(ANOTHER_WORD, f"against {contrast!r}"),
+        found=bare,
+    )
 
 
 def _targets(bare: Finding, word: Word, contrast: str | None) -> list[Target]:
@@ -510,7 +534,13 @@ def _contrasted(bare: Finding, word: Word, other: str) -> Target:
 def _scorer(finder: str | Finder, own: dict[str, object], options: FindOptions) -> tuple[Finder, str | None]:
     """The finder with its own options, and the word that it contrasts with."""
     against = own.get("against")
-    if finder == "contribution" and isinstance(against, str) and against not in ("vocabulary", "distribution"):
+    references = ("vocabulary", "distribution")
+    if finder == "contribution" and isinstance(against, str) and against not in references:
+        if meant := [name for name in references if SequenceMatcher(None, against.lower(), name).ratio() > 0.65]:
+            raise OptionError(
+                f"against={against!r} looks like {meant[0]!r} misspelt. To contrast with a word that is so like it, use "
+                "the finder Contribution('word') with targets of your own."
+            )
         return make_finder(finder, {**own, "against": "word"}), against
     if "seed" in options and isinstance(finder, str) and takes_seed(finder):
         own["seed"] = options["seed"]

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 from mmneurons.errors import OptionError
 from mmneurons.finders.activation import Activation
 from mmneurons.finders.chance import Random
 from mmneurons.finders.contribution import Contribution
-from mmneurons.finders.protocol import Finder, Scores, Target
+from mmneurons.finders.protocol import BatchFinder, Finder, Scores, Target
+from mmneurons.vlm.model import VLM
+from mmneurons.vlm.recording import Recording
 
-__all__ = ["FINDERS", "Activation", "Contribution", "Finder", "Random", "Scores", "Target", "make_finder", "takes_seed"]
+__all__ = [
+    "FINDERS",
+    "Activation",
+    "BatchFinder",
+    "Contribution",
+    "Finder",
+    "Random",
+    "Scores",
+    "Target",
+    "make_finder",
+    "score_all",
+    "takes_seed",
+]
 
 FINDERS: dict[str, type] = {
     "contribution": Contribution,
@@ -36,6 +51,13 @@ def make_finder(finder: str | Finder, options: dict[str, object]) -> Finder:
         has = f"Its options are: {', '.join(known)}." if known else "It has none."
         raise OptionError(f"The finder {finder!r} has no option {', '.join(unknown)}. {has}")
     return FINDERS[finder](**options)
+
+
+def score_all(finder: Finder, vlm: VLM, work: Sequence[tuple[Recording, Sequence[Target]]]) -> list[list[Scores]]:
+    """The scores of every recording's targets: at once where the finder can, otherwise recording by recording."""
+    if isinstance(finder, BatchFinder):
+        return finder.many(vlm, work)
+    return [finder(vlm, recording, targets) for recording, targets in work]
 
 
 def takes_seed(finder: str) -> bool:

@@ -19,4 +19,4 @@ class Activation:
     def __call__(self, vlm: VLM, recording: Recording, targets: Sequence[Target]) -> list[Scores]:
         """Score every neuron for each target; the token does not matter."""
         note = "scores are sizes of activations, not shares of the logit"
-        return [Scores(recording.activations[target.step].abs(), None, note) for target in targets]
+        return [Scores(z.abs(), z, None, note) for z in (recording.activations[target.step] for target in targets)]

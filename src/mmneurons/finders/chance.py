@@ -29,5 +29,8 @@ class Random:
         generator = torch.Generator().manual_seed(self.seed)
         widths = torch.tensor([block.ffn.width for block in vlm.anatomy.blocks])
         there = torch.arange(vlm.anatomy.width) < widths[:, None]
-        draws = (torch.rand(there.shape, generator=generator).clamp_min(1e-9) * there for _ in targets)
-        return [Scores(draw, None, "scores are random numbers") for draw in draws]
+        scores = []
+        for target in targets:
+            draw = torch.rand(there.shape, generator=generator).clamp_min(1e-9) * there
+            scores.append(Scores(draw, recording.activations[target.step], None, "scores are random numbers"))
+        return scores

@@ -29,6 +29,7 @@ from mmneurons.vlm.recording import Recording
 __all__ = ["DEFAULT_AGAINST", "Contribution", "directions"]
 
 DEFAULT_AGAINST = "distribution"
+ANOTHER_WORD = "against another word"
 
 
 @dataclass(frozen=True)
@@ -64,32 +65,47 @@ class Contribution:
         Raises:
             OptionError: ``activation="gate"`` with FFNs that have no gate, or ``against="word"`` without another token.
         """
-        if not targets:
-            return []
-        activations = recording.activations if self.activation == "product" else recording.gates
-        if activations is None:
-            raise OptionError("activation='gate' needs gated FFNs whose gate can be heard; this model has others.")
-        steps = torch.tensor([target.step for target in targets])
+        return self.many(vlm, [(recording, targets)])[0]
+
+    def many(self, vlm: VLM, work: Sequence[tuple[Recording, Sequence[Target]]]) -> list[list[Scores]]:
+        """As a call for each recording; the weights are read once for all targets.
+
+        Raises:
+            OptionError: as a call does.
+        """
+        flat = [target for _, targets in work for target in targets]
+        if not flat:
+            return [[] for _ in work]
+        steps = [(recording, [target.step for target in targets]) for recording, targets in work]
+        activations = torch.cat([self._activations(recording)[own] for recording, own in steps])
+        stream = torch.cat([recording.stream[own] for recording, own in steps])
         head = readout(vlm)
-        stream = recording.stream[steps]
-        rows, constants = directions(head, stream, targets, self.against)
+        rows, constants = directions(head, stream, flat, self.against)
         if self.norm is None:
             totals = (rows.double() * stream.double()).sum(-1)
-            pulled, statistic = rows, torch.ones(len(targets))
+            pulled, statistic = rows, torch.ones(len(flat))
         else:
             totals = (rows.double() * head.normalize(stream).double()).sum(-1) + _biases(head, rows, constants)
             pulled, statistic = head.pull_back(rows), head.statistic(stream).float()
-        scores = torch.zeros(len(targets), len(vlm.anatomy.blocks), vlm.anatomy.width)
+        values = torch.zeros_like(activations)
         for index, block in enumerate(vlm.anatomy.blocks):
             weight = block.ffn.weight(vlm.model).detach()
-            per_unit = (pulled.to(weight.device) @ weight.float()).cpu() * (statistic * block.ffn.gain)[:, None]
-            scores[:, index, : block.ffn.width] = activations[steps, index, : block.ffn.width] * per_unit
-        shares = self.activation == "product"
+            per_unit = (pulled.to(weight.device) @ weight.float()).cpu()
+            values[:, index, : block.ffn.width] = per_unit * (statistic * block.ffn.gain)[:, None]
+        values *= activations
         note = self._note(int(head.ordinary.sum()))
-        return [
-            Scores(values, float(total) if shares else None, note)
-            for values, total in zip(scores, totals, strict=True)
-        ]
+        shares = self.activation == "product"
+        scores = (
+            Scores(own, z, float(total) if shares else None, note)
+            for own, z, total in zip(values, activations, totals, strict=True)
+        )
+        return [[next(scores) for _ in targets] for _, targets in work]
+
+    def _activations(self, recording: Recording) -> Float[Tensor, "steps blocks width"]:
+        activations = recording.activations if self.activation == "product" else recording.gates
+        if activations is None:
+            raise OptionError("activation='gate' needs gated FFNs whose gate can be heard; this model has others.")
+        return activations
 
     def _note(self, ordinary: int) -> str:
         notes = [
@@ -97,11 +113,13 @@ class Contribution:
                 None: "the raw logit",
                 "vocabulary": f"against the mean of {ordinary:,} ordinary tokens",
                 "distribution": "against the model's own distribution: the first-order change of log p",
-                "word": "against another word",
+                "word": ANOTHER_WORD,
             }[self.against]
         ]
-        if self.norm is None:
+        if self.norm is None and self.activation == "product":
             notes.append("the final norm is left out, so scores are shares of u·h, not of the logit")
+        elif self.norm is None:
+            notes.append("the final norm is left out")
         if self.activation == "gate":
             notes.append("the gate stands for the activation, so scores are no shares")
         return "; ".join(notes)

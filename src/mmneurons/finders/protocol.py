@@ -12,7 +12,7 @@ from torch import Tensor
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import Recording
 
-__all__ = ["Finder", "Scores", "Target"]
+__all__ = ["BatchFinder", "Finder", "Scores", "Target"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,13 @@ class Scores:
 
     Attributes:
         values: float32 on the CPU; units that a narrower block does not have are 0.
+        activations: what stood for each neuron's activation at the step.
         total: what the scores are shares of, before a soft-cap; None where they are no shares of anything.
         note: what the scores are read against and what is approximate in them, to be shown with them.
     """
 
     values: Float[Tensor, "blocks width"]
+    activations: Float[Tensor, "blocks width"]
     total: float | None
     note: str = ""
 
@@ -51,4 +53,13 @@ class Finder(Protocol):
 
     def __call__(self, vlm: VLM, recording: Recording, targets: Sequence[Target]) -> list[Scores]:
         """Score every neuron for each target, in their order."""
+        ...
+
+
+@runtime_checkable
+class BatchFinder(Finder, Protocol):
+    """A finder for which several recordings at once cost less than one by one."""
+
+    def many(self, vlm: VLM, work: Sequence[tuple[Recording, Sequence[Target]]]) -> list[list[Scores]]:
+        """What a call gives for each recording with its targets."""
         ...

@@ -65,7 +65,7 @@ class Readout:
         return (normed if self.shift is None else normed + self.shift.double()).float()
 
     def pull_back(self, directions: Float[Tensor, "directions hidden"]) -> Float[Tensor, "directions hidden"]:
-        """Carry directions to before the final norm: ``statistic · pull_back(u)`` is ũ."""
+        """Carry directions back through the final norm; a position's statistic is still to be multiplied."""
         return self.center(directions * self.gain)
 
     def logits(self, stream: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions vocabulary"]:
