@@ -21,7 +21,7 @@ RUNNERS_UP = 10
 BATCH = 8
 
 Unit = tuple[int, int, int]
-"""Block, column, and the sign that its activation had."""
+"""Block, column, and the sign of what the way of ranking took for its activation."""
 
 
 @dataclass(frozen=True)
@@ -66,29 +66,26 @@ def measure(vlm: mmn.VLM, scene: int, parts: Sequence[mmn.WordFinding], ways: Ma
         return []
     recording = parts[0].found.recording
     targets = [Target(part.steps[0], part.token_ids[0]) for part in parts]
-    ranked: list[dict[str, list[tuple[int, int]]]] = [{} for _ in parts]
+    tops: list[dict[str, list[tuple[int, int]]]] = [{} for _ in parts]
+    units: list[dict[str, tuple[Unit, ...]]] = [{} for _ in parts]
     for name, finder in ways.items():
         if isinstance(finder, Random):
             finder = replace(finder, seed=scene)
-        for part, own, scores in zip(parts, ranked, finder(vlm, recording, targets), strict=True):
-            own[name] = replace(part, scores=scores.values).neurons(ZEROED)
+        for part, top, read, scores in zip(parts, tops, units, finder(vlm, recording, targets), strict=True):
+            top[name] = replace(part, scores=scores.values).neurons(ZEROED)
+            read[name] = tuple((*place, -1 if scores.activations[place] < 0 else 1) for place in top[name][:READ])
     measured = []
-    for part, target, own in zip(parts, targets, ranked, strict=True):
-        fall, relative = falls(logits_without(part, list(own.values())), target.token)
-        activations = recording.activations[target.step]
-        units = {
-            name: tuple((*place, -1 if activations[place] < 0 else 1) for place in places[:READ])
-            for name, places in own.items()
-        }
+    for part, target, top, read in zip(parts, targets, tops, units, strict=True):
+        fall, relative = falls(logits_without(part, list(top.values())), target.token)
         measured.append(
             Measured(
                 scene=scene,
                 word=part.word,
                 tokens=len(part.token_ids),
                 probability=float(recording.log_probabilities[target.step].exp()),
-                units=units,
-                fall=dict(zip(own, fall, strict=True)),
-                relative=dict(zip(own, relative, strict=True)),
+                units=read,
+                fall=dict(zip(top, fall, strict=True)),
+                relative=dict(zip(top, relative, strict=True)),
             )
         )
     return measured
