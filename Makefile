@@ -24,6 +24,7 @@ types: $(VENV)/dev.stamp
 
 bench: $(VENV)/bench.stamp
 	$(RUN) -m bench.overhead
+	$(RUN) -m bench.looking
 	$(RUN) -m bench.meaning
 
 clean:

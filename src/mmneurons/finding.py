@@ -538,7 +538,7 @@ def _scorer(finder: str | Finder, own: dict[str, object], options: FindOptions) 
     if finder == "contribution" and isinstance(against, str) and against not in references:
         if meant := [name for name in references if SequenceMatcher(None, against.lower(), name).ratio() > 0.65]:
             raise OptionError(
-                f"against={against!r} looks like {meant[0]!r} misspelt. To contrast with a word that is so like it, use "
+                f"against={against!r} looks like {meant[0]!r} misspelt. To contrast with a word so like it, call "
                 "the finder Contribution('word') with targets of your own."
             )
         return make_finder(finder, {**own, "against": "word"}), against

@@ -5,6 +5,7 @@ mask the part above the 95th percentile. Theirs is one square grid that covers t
 rectangle that the geometry gives it, so cropping, padding and tiles are right.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cmap
@@ -154,7 +155,7 @@ class Heatmap:
         return found
 
 
-def pointing_hit(heatmap: Heatmap, boxes: list[Rectangle]) -> bool:
+def pointing_hit(heatmap: Heatmap, boxes: Sequence[Rectangle]) -> bool:
     """Tell whether the map's peak lies in one of the boxes (the pointing game of Zhang et al., 2016, without a margin).
 
     Args:
