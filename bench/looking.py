@@ -1,8 +1,8 @@
 """Do the neurons behind a word look at the thing?
 
-On the bundled scenes, whose masks are known, for every object that the demo model names truly: does the map's peak lie in
-a box of the object (the pointing game), and how well does the mask at the 95th percentile cover the object (intersection
-over union)? Next to the word's neurons: a random neuron, and the average activation of all neurons.
+On the bundled scenes, whose masks are known, for every object that the demo model names truly: does the map's peak lie
+in a box of the object (the pointing game), and how well does the mask at the 95th percentile cover the object
+(intersection over union)? Next to the word's neurons: a random neuron, and the average activation of all neurons.
 """
 
 import argparse
@@ -87,8 +87,8 @@ def main() -> None:
     ]
     text = (
         "# Where the neurons found look\n\n"
-        f"{len(where)} words that name an object of {len(set(where))} of the {len(scenes)} bundled scenes truly. A "
-        f"thing covers {chance:.0%} of its picture on average. In brackets 95 % intervals (bootstrap over scenes). A random "
+        f"{len(where)} words that name an object of {len(set(where))} of the {len(scenes)} bundled scenes "
+        f"truly. A thing covers {chance:.0%} of its picture on average. In brackets 95 % intervals (bootstrap over scenes). A random "
         f"neuron: mean over {RANDOM_NEURONS} drawn for each word.\n\n"
         + table(("map of", "peak in the object's box", "IoU of the 95th percentile's mask"), rows)
         + "\n"

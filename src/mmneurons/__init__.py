@@ -43,7 +43,26 @@ _PLACES = {
     "wrap": "vlm.loading",
 }
 
-__all__ = ["__version__", "demo", *_PLACES]
+__all__ = [
+    "Anatomy",
+    "Finding",
+    "Heatmap",
+    "MMNeuronsError",
+    "Neuron",
+    "NeuronTable",
+    "Recording",
+    "VLM",
+    "WordFinding",
+    "__version__",
+    "caption",
+    "check_neurons",
+    "completeness",
+    "demo",
+    "find",
+    "load",
+    "record",
+    "wrap",
+]
 
 
 def __getattr__(name: str) -> object:
