@@ -211,6 +211,21 @@ def test_half_precision_scores_are_close_to_full(picture):
     assert completeness_at(half, recording, target(recording, 1), None).error < 0.05
 
 
+@pytest.mark.parametrize("against", AGAINST)
+def test_several_recordings_at_once_are_one_by_one(vlm, pictures, against):
+    recordings = mmn.record(vlm, pictures, max_new_tokens=5)
+    steps = ([3, 0], [], [1])
+    work = [(own, [target(own, step) for step in some]) for own, some in zip(recordings, steps, strict=True)]
+    finder = Contribution(against)
+    for together, (own, targets) in zip(finder.many(vlm, work), work, strict=True):
+        alone = finder(vlm, own, targets)
+        assert len(together) == len(alone) == len(targets)
+        for one, other, checked in zip(together, alone, targets, strict=True):
+            torch.testing.assert_close(one.values, other.values, rtol=1e-4, atol=1e-5)
+            assert one.total == pytest.approx(other.total, rel=1e-4, abs=1e-5)
+            assert torch.equal(one.activations, own.activations[checked.step])
+
+
 def test_baselines(recorded):
     vlm, recording = recorded
     checked = target(recording)
