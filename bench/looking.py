@@ -88,8 +88,8 @@ def main() -> None:
     text = (
         "# Where the neurons found look\n\n"
         f"{len(where)} words that name an object of {len(set(where))} of the {len(scenes)} bundled scenes "
-        f"truly. A thing covers {chance:.0%} of its picture on average. In brackets 95 % intervals (bootstrap over scenes). A random "
-        f"neuron: mean over {RANDOM_NEURONS} drawn for each word.\n\n"
+        f"truly. A thing covers {chance:.0%} of its picture on average. In brackets 95 % intervals (bootstrap over "
+        f"scenes). A random neuron: mean over {RANDOM_NEURONS} drawn for each word.\n\n"
         + table(("map of", "peak in the object's box", "IoU of the 95th percentile's mask"), rows)
         + "\n"
     )

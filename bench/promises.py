@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from lemminflect import getAllInflections
+from lemminflect import getAllInflections, getLemma
 
 import mmneurons as mmn
 from bench.measured import Measured, Unit
@@ -26,11 +26,12 @@ def terms(word: str, wordnet: WordNet) -> frozenset[str]:
     """What a promoted token may be to count for a word, in lower case: the word, its inflections, direct hypernyms.
 
     A compound is explained by its first token, so its first word stands for it ("fire" for "fire truck"), beside the
-    hypernyms of the whole.
+    hypernyms of the whole. Hypernyms of a plural that WordNet does not list ("jeans") are those of its singular.
     """
     first = word.split()[0]
     forms = {form for forms in getAllInflections(first, "NOUN").values() for form in forms}
-    return frozenset({first, *forms, *wordnet.hypernyms(word, SENSES)})
+    above = wordnet.hypernyms(word, SENSES) or wordnet.hypernyms(getLemma(word, "NOUN")[0], SENSES)
+    return frozenset({first, *forms, *above})
 
 
 Reading = Callable[[mmn.VLM, torch.Tensor], list[tuple[str, ...]]]

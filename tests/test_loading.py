@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import mmneurons as mmn
 from helpers import tiny
-from mmneurons.errors import ModelLoadError
+from mmneurons.errors import AnatomyError, ModelLoadError
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +134,12 @@ def test_remote_code_only_when_asked(folder, tmp_path):
     (path / "own.py").write_text("raise SystemExit('ran')\n")
     with pytest.raises(ModelLoadError, match="trust_remote_code=True"):
         mmn.load(path)
+
+
+def test_offloaded_weights_are_refused(folder, tmp_path):
+    with pytest.raises((AnatomyError, ModelLoadError), match="offload"):
+        mmn.load(folder, device_map={"": "disk"})
+    model, processor = tiny.tiny_llava()
+    model.model.language_model.layers[1].to("meta")
+    with pytest.raises(AnatomyError, match="offloaded"):
+        mmn.wrap(model, processor)

@@ -44,6 +44,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "VLM",
     "Anatomy",
     "Finding",
     "Heatmap",
@@ -51,7 +52,6 @@ __all__ = [
     "Neuron",
     "NeuronTable",
     "Recording",
-    "VLM",
     "WordFinding",
     "__version__",
     "caption",

@@ -13,7 +13,7 @@ from helpers.tiny import tiny_llava
 class Hypernyms:
     """In WordNet's place."""
 
-    known = {"mouse": {"rodent", "gnawer"}, "fire truck": {"truck"}}  # noqa: RUF012
+    known = {"mouse": {"rodent", "gnawer"}, "fire truck": {"truck"}, "jean": {"trousers"}}  # noqa: RUF012
 
     def hypernyms(self, noun, senses):
         return frozenset(self.known.get(noun, ()))
@@ -28,6 +28,7 @@ def test_terms_are_forms_of_the_noun_and_what_it_is_a_kind_of():
     assert {"boat", "boats"} <= terms("boat", Hypernyms())
     assert "boating" not in terms("boat", Hypernyms())
     assert terms("fire truck", Hypernyms()) == {"fire", "fires", "truck"}
+    assert "trousers" in terms("jeans", Hypernyms())
 
 
 def test_hits_of_the_word_and_of_other_scenes_words():

@@ -23,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from mmneurons.errors import ModelLoadError
+from mmneurons.errors import AnatomyError, ModelLoadError
 from mmneurons.vlm.anatomy import Anatomy, find_anatomy
 from mmneurons.vlm.measurement import measure
 from mmneurons.vlm.model import VLM
@@ -94,6 +94,12 @@ def wrap(model: PreTrainedModel, processor: ProcessorMixin | None = None, anatom
 
 
 def _measured(model: PreTrainedModel, processor: ProcessorMixin | None, anatomy: Anatomy | None, name: str) -> VLM:
+    elsewhere = [name for name, weight in model.named_parameters() if weight.device.type == "meta"]
+    if elsewhere:
+        raise AnatomyError(
+            f"{len(elsewhere)} weights of {name!r} are offloaded ({elsewhere[0]}, …), so the neurons' output vectors cannot "
+            "be read. Load it without offloading: in a smaller dtype, or on more devices."
+        )
     vlm = VLM(model, processor, anatomy or find_anatomy(model), name)
     return VLM(model, processor, measure(vlm), name)
 

@@ -1,20 +1,23 @@
-"""Which part of a picture each processed pixel shows: measured by sending a chart through the image processor.
+"""Which part of a picture each processed pixel shows: measured by sending charts through the image processor.
 
-The chart is a picture of the same size whose colors say where in it one is: red grows along x, green along y. Each also
+A chart is a picture of the same size whose colors say where in it one is: red grows along x, green along y. Each also
 grows a little along the other axis, so that the 256 levels are crossed at another place in every row and column and
-their rounding averages out: the map is good to a few hundredths of a pixel in pictures of 16 to 4,000 pixels. Blue is
-full, which tells the chart from padding. One run serves every way of resizing, cropping, padding and tiling that
-treats the axes apart; what does not is refused.
+their rounding averages out: the map is good to a few hundredths of a pixel in pictures of 16 to 4,000 pixels. Two runs
+serve every way of resizing, cropping, padding and tiling that treats the axes apart; what does not is refused.
 
-A long and thin picture that was padded can come out a few pixels wide, all of them mixed with padding. Then two flat
-charts are sent after the first. Their difference says how much of each pixel is picture: the sum and the middle of it
-give the map across, and along the chart is read with the padding taken out.
+The second chart is the negative of the first, and half the difference of the two is what is read. What a processor adds
+to both drops out of it. One such thing is rounding: a picture of whole levels that is halved has every second level at
+an exact half, and resamplers round those up; read from one chart, the map would be off by half a pixel. The other is
+padding: in blue, a bright chart less a dark one says how much of each pixel is picture, whatever the padding's color.
+
+A long and thin picture that was padded can come out a few pixels wide, all of them mixed with padding. Then the sum and
+the middle of these shares give the map across.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -24,6 +27,16 @@ __all__ = ["Axis", "PixelMap", "ProcessedChart", "process_chart"]
 
 LOW, MAIN, TILT = 8, 220.0, 16.18
 """Levels: where red and green begin, how far they grow along their own axis and along the other. They end at 244."""
+
+MIRROR = 252
+"""A level of the chart and that of its negative add up to this."""
+
+BLUE = 204
+"""Blue is not as bright as can be, and in the negative not black: sharpening filters overshoot at padding, and that must not be cut off."""
+
+SNAP = 0.25
+"""An edge of the processed pixels this close to the picture's border is the border. Counted in the smaller of the two
+pixel sizes, of which a true crop or padding takes at least one."""
 
 KERNEL = 3
 """The reach of the widest usual resampling filter (Lanczos): nearer to the border the colors are no longer linear."""
@@ -59,22 +72,23 @@ class PixelMap:
 
 @dataclass(frozen=True, eq=False)
 class ProcessedChart:
-    """What the image processor made of the chart.
+    """What the image processor made of the chart and its negative.
 
     Attributes:
-        image_processor: what made it.
         size: width and height of the picture.
-        enlarged: how many times as large as the picture the chart was.
-        tiles: levels from 0 to 255.
+        enlarged: how many times as large as the picture the charts were.
+        tiles: level of red, level of green (both without padding), and how much of the pixel is picture, from 0 to 1.
     """
 
-    image_processor: BaseImageProcessor
     size: tuple[int, int]
     enlarged: int
     tiles: Float[np.ndarray, "tiles 3 height width"]
 
     def pixel_map(self, arrangement: np.ndarray) -> PixelMap:
         """Fit the map of some tiles put together.
+
+        Where the processed pixels end at the picture's border but for what the fit can be off by, they are taken to end
+        there exactly.
 
         Args:
             arrangement: Numbers of tiles, shape (tile rows, tile columns), as they lie in the picture.
@@ -86,30 +100,20 @@ class ProcessedChart:
         size = (self.size[0] * self.enlarged, self.size[1] * self.enlarged)
         pixels = _put_together(self.tiles, arrangement)
         fit = _fit(pixels, size)
-        lines = fit.lines
-        if any(fit.thin):
-            dark, bright = (_put_together(self._flat(size, level), arrangement) for level in (64, 192))
-            covered = (bright - dark) / 128
-            across = [
-                _extent(share, n) if t else None for share, n, t in zip((covered[2], covered[2].T), size, fit.thin)
-            ]
-            unmixed = np.where(covered > 0.5, 64 + (pixels - dark) / np.maximum(covered, 0.5), 0)
-            unmixed[2] = 255 * (covered[2] > 0.5)
-            fit = _fit(unmixed, size)
-            lines = [line or old for line, old in zip(across, fit.lines)]
-        for axis in (0, 1):
-            _check("xy"[axis], lines[axis], size[axis], fit.estimates[axis], fit.used[axis])
-        return PixelMap(*(Axis(line.scale / self.enlarged, line.offset / self.enlarged) for line in lines))
-
-    def _flat(self, size: tuple[int, int], level: int) -> Float[np.ndarray, "tiles 3 height width"]:
-        return _process(self.image_processor, Image.new("RGB", size, (level, level, level)))
+        axes = []
+        for axis, covered in enumerate((pixels[2], pixels[2].T)):
+            line = _extent(covered, size[axis]) if fit.thin[axis] else fit.lines[axis]
+            _check("xy"[axis], line, size[axis], fit.estimates[axis], fit.used[axis])
+            measured = Axis(line.scale / self.enlarged, line.offset / self.enlarged)
+            axes.append(_snapped(measured, covered.shape[1], self.size[axis]))
+        return PixelMap(*axes)
 
 
 def process_chart(image_processor: BaseImageProcessor, size: tuple[int, int]) -> ProcessedChart:
-    """Send a chart of the picture's size through the image processor.
+    """Send charts of the picture's size through the image processor.
 
-    A picture of few pixels is measured on a chart that is a whole number of times as large, of which more are far from
-    its border. Whether the processor does the same with both is checked: same shape, same padding, and colors that
+    A picture of few pixels is measured on charts that are a whole number of times as large, of which more are far from
+    their border. Whether the processor does the same with both is checked: same shape, same padding, and colors that
     agree to half a pixel and half a level.
 
     Args:
@@ -120,13 +124,12 @@ def process_chart(image_processor: BaseImageProcessor, size: tuple[int, int]) ->
         AnatomyError: the processor does not return the pixels as levels when asked to, or the picture is too small to
             be measured.
     """
-    actual = ProcessedChart(image_processor, size, 1, _process(image_processor, _chart(size)))
+    actual = ProcessedChart(size, 1, _process(image_processor, size))
     for target in (64, 32, 16, 8):
         times = -(-target // min(size))
         if times < 2:
             return actual
-        pixels = _process(image_processor, _chart((size[0] * times, size[1] * times)))
-        chart = ProcessedChart(image_processor, size, times, pixels)
+        chart = ProcessedChart(size, times, _process(image_processor, (size[0] * times, size[1] * times)))
         if _same_geometry(actual, chart):
             return chart
     raise AnatomyError(
@@ -135,20 +138,36 @@ def process_chart(image_processor: BaseImageProcessor, size: tuple[int, int]) ->
     )
 
 
-def _chart(size: tuple[int, int]) -> Image.Image:
+def _chart(size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
     width, height = size
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
-    levels = np.full((height, width, 3), 255, dtype=np.uint8)
+    levels = np.full((height, width, 3), BLUE, dtype=np.uint8)
     # Fixed point with 8 binary places keeps a picture of 12 million pixels in 16-bit numbers.
     for channel, (along_x, along_y) in enumerate(((MAIN, TILT), (TILT, MAIN))):
         columns = np.rint((LOW + 0.5 + along_x * x) * 256).astype(np.uint16)
         rows = np.rint(along_y * y * 256).astype(np.uint16)
         levels[..., channel] = (columns[None, :] + rows[:, None]) >> 8
-    return Image.fromarray(levels)
+    return levels
 
 
-def _process(image_processor: BaseImageProcessor, chart: Image.Image) -> Float[np.ndarray, "tiles 3 height width"]:
-    processed = image_processor(images=[chart], return_tensors="pt", do_rescale=False, do_normalize=False)
+def _process(image_processor: BaseImageProcessor, size: tuple[int, int]) -> Float[np.ndarray, "tiles 3 height width"]:
+    """Return what comes of the chart and its negative, as in ``ProcessedChart.tiles``."""
+    levels = _chart(size)
+    bright = _pixels(image_processor, levels)
+    # In place: the chart of a large picture is large.
+    np.subtract(MIRROR, levels, out=levels)
+    half = (bright - _pixels(image_processor, levels)) / 2
+    half[:, 2] /= BLUE - MIRROR / 2
+    # Pixels of which less is picture are not read.
+    half[:, :2] = MIRROR / 2 + half[:, :2] / np.maximum(half[:, 2:], 0.5)
+    return half
+
+
+def _pixels(
+    image_processor: BaseImageProcessor, levels: UInt8[np.ndarray, "height width 3"]
+) -> Float[np.ndarray, "tiles 3 processed_height processed_width"]:
+    picture = Image.fromarray(levels)
+    processed = image_processor(images=[picture], return_tensors="pt", do_rescale=False, do_normalize=False)
     pixels = np.asarray(processed["pixel_values"], dtype=np.float32)
     if pixels.ndim == 5 and len(pixels) == 1:
         pixels = pixels[0]
@@ -166,9 +185,8 @@ def _process(image_processor: BaseImageProcessor, chart: Image.Image) -> Float[n
 
 
 def _shown(pixels: Float[np.ndarray, "3 height width"]) -> Bool[np.ndarray, "height width"]:
-    """Tell pixels of the chart from padding, which has another blue or a red or green outside of the chart's levels."""
-    charted = (pixels[:2] >= LOW - 2) & (pixels[:2] <= LOW + MAIN + TILT + 2)
-    return (pixels[2] >= 254) & charted.all(axis=0)
+    """Tell pixels of the picture from padding."""
+    return pixels[2] > 0.5
 
 
 def _positions(pixels: Float[np.ndarray, "3 height width"], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -263,6 +281,15 @@ def _extent(covered: Float[np.ndarray, "rows columns"], length: int) -> Axis:
     return Axis(float(scale), float(length / 2 - scale * middle))
 
 
+def _snapped(axis: Axis, processed: int, length: int) -> Axis:
+    """Let the processed pixels end at the picture's border where they nearly do."""
+    start, end = axis.offset, axis.scale * processed + axis.offset
+    near = SNAP * min(1.0, axis.scale)
+    start = 0.0 if abs(start) < near else start
+    end = float(length) if abs(end - length) < near else end
+    return Axis((end - start) / processed, start)
+
+
 def _same_geometry(actual: ProcessedChart, enlarged: ProcessedChart) -> bool:
     """Tell whether a chart was treated as the picture of the actual size is."""
     if actual.tiles.shape != enlarged.tiles.shape:
@@ -270,9 +297,10 @@ def _same_geometry(actual: ProcessedChart, enlarged: ProcessedChart) -> bool:
     times = enlarged.enlarged
     size = (actual.size[0] * times, actual.size[1] * times)
     for tile, large in zip(actual.tiles, enlarged.tiles, strict=True):
-        shown = _shown(tile)
-        if (shown != _shown(large)).any():
+        # Enlarged, the border is sharper: where it cuts a pixel in two, the shares differ by up to a half.
+        if np.abs(tile[2] - large[2]).max() > 0.7:
             return False
+        shown = _shown(tile) & _shown(large)
         for axis in (0, 1):
             expected = np.clip(_positions(large, size)[axis] / times, 0.5, actual.size[axis] - 0.5)
             off = _positions(tile, actual.size)[axis] - expected
