@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from lemminflect import getAllInflections, getLemma
+from lemminflect import getAllInflections, getAllLemmas, getAllLemmasOOV
 
 import mmneurons as mmn
 from bench.measured import Measured, Unit
@@ -30,7 +30,8 @@ def terms(word: str, wordnet: WordNet) -> frozenset[str]:
     """
     first = word.split()[0]
     forms = {form for forms in getAllInflections(first, "NOUN").values() for form in forms}
-    above = wordnet.hypernyms(word, SENSES) or wordnet.hypernyms(getLemma(word, "NOUN")[0], SENSES)
+    singulars = [*getAllLemmas(word, "NOUN").get("NOUN", ()), *getAllLemmasOOV(word, "NOUN")["NOUN"]]
+    above = wordnet.hypernyms(word, SENSES) or {kind for one in singulars for kind in wordnet.hypernyms(one, SENSES)}
     return frozenset({first, *forms, *above})
 
 
