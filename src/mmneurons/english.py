@@ -57,8 +57,8 @@ LEMMAS = {
     **{
         plural: plural
         for plural in _names(
-            """binoculars, dice, earphones, fireworks, fries, graffiti, headphones, leggings, media, pajamas, pants,
-            pyjamas, shears, shorts, sunglasses, tights"""
+            """bellows, binoculars, dice, earphones, fireworks, fries, graffiti, headphones, leggings, media, pajamas,
+            pants, pyjamas, shears, shorts, sunglasses, tights"""
         )
     },
 }
