@@ -38,6 +38,12 @@ def test_a_word_that_is_not_there(found, vlm, picture):
         mmn.find(vlm, picture, caption=CAPTION, words=["cat"])
 
 
+def test_a_form_of_a_word_finds_it(llava, picture):
+    found = mmn.find(llava, picture, caption="An image of two dogs.", words=["dog"])
+    assert found.words == ("dogs",)
+    assert found["dog"] is found["dogs"]
+
+
 def test_lists_in_lists_out(vlm, pictures):
     findings = mmn.find(vlm, pictures, max_new_tokens=6, batch_size=2, words=[])
     captions = mmn.caption(vlm, pictures, max_new_tokens=6, batch_size=2)

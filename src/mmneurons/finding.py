@@ -38,7 +38,7 @@ from mmneurons.vlm.recording import (
     record_forced,
     record_generation,
 )
-from mmneurons.words import Tokenizer, Word, find_words, token_spans
+from mmneurons.words import Tokenizer, Word, find_words, same_word, token_spans
 
 __all__ = ["FindOptions", "Finding", "RecordOptions", "WordFinding", "caption", "find", "record"]
 
@@ -194,12 +194,13 @@ class Finding:
         return self.all(word)[0]
 
     def all(self, word: str) -> tuple[WordFinding, ...]:
-        """Every occurrence of a word.
+        """Every occurrence of a word; where it does not stand itself, of a form of it ("dog" for "dogs").
 
         Raises:
             WordNotFoundError: it is not among the words; the message lists them.
         """
         parts = tuple(part for part in self.parts if part.word == word)
+        parts = parts or tuple(part for part in self.parts if same_word(word, self._as_word(part)))
         if not parts:
             there = ", ".join(dict.fromkeys(self.words)) or "none"
             raise WordNotFoundError(
@@ -207,6 +208,9 @@ class Finding:
                 "explain any word of the caption, or pass caption='…' to explain one that the model did not say."
             )
         return parts
+
+    def _as_word(self, part: WordFinding) -> Word:
+        return Word(part.word, self.caption[slice(*part.span)], *part.span, part.steps)
 
     def at(self, step: int) -> WordFinding:
         """The neurons behind the token that a step emitted, whatever it spells.
