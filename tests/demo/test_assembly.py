@@ -1,6 +1,5 @@
 """The assembled demo model against its parts."""
 
-import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -28,8 +27,16 @@ def folder():
 
 
 @pytest.fixture(scope="module")
-def assembled(folder):
-    return load_file(folder / "model.safetensors")
+def model(folder):
+    from transformers import AutoModelForImageTextToText
+
+    register()
+    return AutoModelForImageTextToText.from_pretrained(folder).eval()
+
+
+@pytest.fixture(scope="module")
+def assembled(model):
+    return model.state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -126,14 +133,11 @@ def test_caption_start_and_caption_are_tokenized_apart_as_together(processor):
     assert tokenizer("An image of a dog and two cats.").input_ids == start + caption
 
 
-def test_the_model_captions_a_bundled_picture(folder, processor):
+def test_the_model_captions_a_bundled_picture(model, processor):
     from PIL import Image
-    from transformers import AutoModelForImageTextToText
 
     from mmneurons.demo import pictures
 
-    register()
-    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
     first = pictures()[0]
     text = processor.apply_chat_template(QUESTION, add_generation_prompt=True).replace("it.", "the image in few words.")
     inputs = processor(images=Image.open(first.path), text=text + assembly.CAPTION_START, return_tensors="pt")
@@ -144,15 +148,29 @@ def test_the_model_captions_a_bundled_picture(folder, processor):
 
 
 def test_two_processes_at_once_leave_one_whole_model(tmp_path):
-    code = "import sys, pathlib; from mmneurons.demo.assembly import assemble; assemble(pathlib.Path(sys.argv[1]))"
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # the slow step is replaced by one that writes two files, the one looked for first, with time between them
+    code = (
+        "import sys, time, pathlib; from mmneurons.demo import assembly\n"
+        "def build(folder):\n"
+        "    (folder / 'config.json').write_text('{}'); time.sleep(1); (folder / 'last').write_text('x')\n"
+        "assembly.build = build\n"
+        "assert (assembly.assemble(pathlib.Path(sys.argv[1])) / 'last').exists()"
+    )
     target = tmp_path / "model"
-    runs = [subprocess.Popen([sys.executable, "-c", code, str(target)], env=env, stderr=subprocess.PIPE) for _ in "ab"]
-    errors = [run.communicate()[1].decode() for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], errors
+    runs = [subprocess.Popen([sys.executable, "-c", code, str(target)]) for _ in "ab"]
+    assert [run.wait() for run in runs] == [0, 0]
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
-    assert load_file(target / "model.safetensors").keys()
-    assert "Putting the demo model together" in errors[0]
+
+
+def test_a_build_that_fails_leaves_nothing(monkeypatch, tmp_path):
+    def fail(folder):
+        (folder / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(assembly, "build", fail)
+    with pytest.raises(KeyboardInterrupt):
+        assembly.assemble(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_parts_say_what_to_install(monkeypatch, tmp_path):
