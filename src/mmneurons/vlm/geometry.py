@@ -157,7 +157,7 @@ def geometry(
 ) -> Geometry:
     """Find where the image tokens of a picture lie in it.
 
-    Costs one run of the image processor on a picture of the same size; what was found is kept for the next picture of
+    Costs two runs of the image processor on a picture of the same size; what was found is kept for the next picture of
     that size.
 
     Args:

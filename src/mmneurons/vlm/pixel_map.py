@@ -1,9 +1,11 @@
 """Which part of a picture each processed pixel shows: measured by sending charts through the image processor.
 
 A chart is a picture of the same size whose colors say where in it one is: red grows along x, green along y. Each also
-grows a little along the other axis, so that the 256 levels are crossed at another place in every row and column and
-their rounding averages out: the map is good to a few hundredths of a pixel in pictures of 16 to 4,000 pixels. Two runs
-serve every way of resizing, cropping, padding and tiling that treats the axes apart; what does not is refused.
+grows a little along the other axis, so that the levels are crossed at another place in every row and column and
+their rounding averages out: the map is good to a few hundredths of a pixel in pictures of 16 to 4,000 pixels. (Where a
+bilinear filter makes a picture almost, but not exactly, two or three times smaller, it can be off by an eighth of a
+processed pixel.) Two runs serve every way of resizing, cropping, padding and tiling that treats the axes apart; what
+does not is refused.
 
 The second chart is the negative of the first, and half the difference of the two is what is read. What a processor adds
 to both drops out of it. One such thing is rounding: a picture of whole levels that is halved has every second level at
@@ -25,16 +27,21 @@ from mmneurons.errors import AnatomyError
 
 __all__ = ["Axis", "PixelMap", "ProcessedChart", "process_chart"]
 
-LOW, MAIN, TILT = 8, 220.0, 16.18
-"""Levels: where red and green begin, how far they grow along their own axis and along the other. They end at 244."""
+LOW, MAIN, TILT = 8, 200.0, 32.36
+"""Levels: where red and green begin, how far they grow along their own axis and along the other. They end at 240."""
+
+STEP = 4
+"""Red and green grow in steps of so many levels, so that a resampler's rounding to whole levels weighs little. In long
+pictures, of which a crop may show too short a piece for the steps to average out, they grow level by level."""
 
 MIRROR = 252
 """A level of the chart and that of its negative add up to this."""
 
 BLUE = 204
-"""Blue is not as bright as can be, and in the negative not black: sharpening filters overshoot at padding, and that must not be cut off."""
+"""Not as bright as can be, and in the negative not black: a sharpening filter overshoots at padding, and that may not
+be cut off."""
 
-SNAP = 0.25
+SNAP = 0.4
 """An edge of the processed pixels this close to the picture's border is the border. Counted in the smaller of the two
 pixel sizes, of which a true crop or padding takes at least one."""
 
@@ -141,12 +148,13 @@ def process_chart(image_processor: BaseImageProcessor, size: tuple[int, int]) ->
 def _chart(size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
     width, height = size
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
+    step = STEP if TILT * min(size) / max(size) > 2 * STEP else 1
     levels = np.full((height, width, 3), BLUE, dtype=np.uint8)
     # Fixed point with 8 binary places keeps a picture of 12 million pixels in 16-bit numbers.
     for channel, (along_x, along_y) in enumerate(((MAIN, TILT), (TILT, MAIN))):
-        columns = np.rint((LOW + 0.5 + along_x * x) * 256).astype(np.uint16)
+        columns = np.rint((LOW + step / 2 + along_x * x) * 256).astype(np.uint16)
         rows = np.rint(along_y * y * 256).astype(np.uint16)
-        levels[..., channel] = (columns[None, :] + rows[:, None]) >> 8
+        levels[..., channel] = (columns[None, :] + rows[:, None]) // (256 * step) * step
     return levels
 
 
@@ -241,7 +249,7 @@ def _check(name: str, axis: Axis, length: int, estimates: np.ndarray, mask: Bool
     off = estimates - axis.original(np.arange(estimates.shape[1]) + 0.5)[None, :]
     worst = max(np.abs(_means(off, mask)).max(), np.abs(_means(off.T, mask.T)).max())
     # One pixel, of the picture or of the processed one, or what is left of the rounding to levels.
-    if axis.scale <= 0 or worst > max(1.0, axis.scale, 0.2 * length / MAIN):
+    if axis.scale <= 0 or worst > max(1.0, axis.scale, 0.5 * length / MAIN):
         raise AnatomyError(
             f"The image processor does not show an upright, evenly scaled picture: along {name}, the colors of a test "
             f"chart are up to {worst:.1f} pixels away from a straight line. Where the neurons look cannot be shown for "
