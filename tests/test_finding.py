@@ -154,7 +154,7 @@ def test_options(llava, picture):
         mmn.find(llava, picture, finder="best")
     with pytest.raises(OptionError, match="Pass pictures"):
         mmn.find(llava)
-    with pytest.raises(OptionError, match="at least 1"):
+    with pytest.raises(OptionError, match="batch_size=0"):
         mmn.find(llava, picture, batch_size=0)
     with pytest.raises(PictureError, match="There is no file"):
         mmn.find(llava, "nowhere.jpg")
@@ -202,3 +202,34 @@ def test_a_heatmap_after_a_second_prefill_says_so(vlm, picture):
     again = mmn.find(vlm, picture, caption=CAPTION, image_budget=0)["apple"].look(2)
     assert (kept.source, again.source) == ("recording", "second prefill")
     assert again.values.tolist() == pytest.approx(kept.values.tolist(), abs=1e-4)
+
+
+def test_near_misses_say_what_was_meant(llava, picture):
+    for options, meant in (
+        ({"wrods": ["a"]}, "words"),
+        ({"agianst": None}, "against"),
+        ({"temperature": 1.0}, "generation="),
+    ):
+        with pytest.raises(OptionError, match=meant):
+            mmn.find(llava, picture, **options)
+    with pytest.raises(OptionError, match="holds no word"):
+        mmn.find(llava, picture, caption="  ")
+    with pytest.raises(PictureError, match="not fetched"):
+        mmn.find(llava, "https://example.org/dog.jpg")
+
+
+def test_what_is_not_a_rank_or_a_word(found, unchecked):
+    for rank in (-1, 336, "L1.u4", 1.5):
+        with pytest.raises(OptionError, match="0 to 335"):
+            found["dog"].look(rank)
+    with pytest.raises(OptionError, match="one word of a finding"):
+        mmn.completeness(found)
+    with pytest.raises(OptionError, match="whole number"):
+        found["dog"].top("x")
+
+
+def test_shares_of_a_negative_sum_are_noted(llava, picture):
+    words = mmn.find(llava, picture, caption=CAPTION, against="vocabulary")
+    for word in words:
+        assert ("negative sum" in word.top(1).note) == (word.total < 0)
+    assert any(word.total < 0 for word in words)

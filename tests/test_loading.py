@@ -143,3 +143,8 @@ def test_offloaded_weights_are_refused(folder, tmp_path):
     model.model.language_model.layers[1].to("meta")
     with pytest.raises(AnatomyError, match="offloaded"):
         mmn.wrap(model, processor)
+
+
+def test_a_misspelt_demo():
+    with pytest.raises(ModelLoadError, match="Did you mean 'demo'"):
+        mmn.load("demoo")

@@ -62,6 +62,7 @@ def completeness(word: WordFinding) -> Completeness:
         word: of a finding, by any finder; the reference is that of ``contribution``, otherwise none. With
             ``token="sum"`` the parts of all tokens are added.
     """
+    _check_word(word)
     vlm, recording, against = word.found.vlm, word.found.recording, _reference(word.found.finder)
     parts = [completeness_at(vlm, recording, target, against) for target in word.targets]
     return Completeness(*(sum(getattr(part, field.name) for part in parts) for field in fields(Completeness)))
@@ -122,35 +123,38 @@ class NeuronCheck:
         return float((self.measured - self.claimed).abs().max()) / max(1.0, abs(self.expected))
 
 
-def check_neurons(word: WordFinding, neurons: Sequence[tuple[int, int]]) -> NeuronCheck:
+def check_neurons(word: WordFinding, neurons: Sequence[tuple[int, int] | str]) -> NeuronCheck:
     """Take neurons away one by one, and compare what the logit loses with their scores.
 
     See ``check_block`` for what is held on the way.
 
     Args:
         word: of a finding by ``contribution`` with the norm and with whole activations, of one explained token.
-        neurons: block and column of each, for example ``word.neurons(20)``.
+        neurons: block and column of each, or their names; for example ``word.neurons(20)``.
 
     Raises:
         OptionError: the scores are no contributions, or add up several tokens; or there are no neurons.
     """
+    _check_word(word)
+    anatomy = word.found.vlm.anatomy
+    places = [anatomy.parse(place) if isinstance(place, str) else place for place in neurons]
     finder = word.found.finder
     if not isinstance(finder, Contribution) or finder.norm is None or finder.activation != "product":
         raise OptionError("Only contributions with the norm and whole activations are changes of the logit.")
     if len(word.targets) != 1:
         raise OptionError("The scores of several tokens are added up here: check each with token='first' or found.at.")
-    if not neurons:
+    if not places:
         raise OptionError("There are no neurons to check.")
-    groups = {block: [place for place in neurons if place[0] == block] for block, _ in neurons}
+    groups = {block: [place for place in places if place[0] == block] for block, _ in places}
     checks = [
         check_block(word.found.vlm, word.found.recording, word.targets[0], group, word.scores, finder.against)
         for group in groups.values()
     ]
     order = [place for group in groups.values() for place in group]
-    places = [order.index(place) for place in neurons]
+    back = [order.index(place) for place in places]
     return NeuronCheck(
-        measured=torch.cat([check.measured for check in checks])[places],
-        claimed=torch.cat([check.claimed for check in checks])[places],
+        measured=torch.cat([check.measured for check in checks])[back],
+        claimed=torch.cat([check.claimed for check in checks])[back],
         expected=checks[0].expected,
     )
 
@@ -196,6 +200,11 @@ def check_block(
         claimed=claimed[index, columns],
         expected=float((rows.double() * head.normalize(full).double()).sum()) + float(constants[0]) - shift,
     )
+
+
+def _check_word(word: object) -> None:
+    if not isinstance(word, WordFinding):
+        raise OptionError(f"Pass one word of a finding, such as found['dog'], not a {type(word).__name__}.")
 
 
 def _reference(finder: Finder) -> str | None:

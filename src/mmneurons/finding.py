@@ -11,8 +11,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from difflib import SequenceMatcher
+from dataclasses import dataclass, fields, replace
+from difflib import SequenceMatcher, get_close_matches
 from typing import Literal, TypedDict, Unpack, cast, overload
 
 import numpy as np
@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmneurons.errors import OptionError, WordNotFoundError
-from mmneurons.finders import Contribution, Finder, Scores, Target, make_finder, score_all, takes_seed
+from mmneurons.finders import FINDERS, Contribution, Finder, Scores, Target, make_finder, score_all, takes_seed
 from mmneurons.finders.contribution import ANOTHER_WORD
 from mmneurons.heatmaps import Heatmap
 from mmneurons.neurons import NeuronRow, NeuronTable, PromotedBy, output_vectors, promoted_tokens
@@ -79,6 +79,8 @@ class WordFinding:
 
     def neurons(self, k: int) -> list[tuple[int, int]]:
         """The block and the column of the k neurons with the highest scores, highest first."""
+        if not isinstance(k, int):
+            raise OptionError(f"How many neurons is a whole number, not {k!r}.")
         width = self.scores.shape[1]
         real = sum(block.ffn.width for block in self.found.vlm.anatomy.blocks)
         if not 1 <= k <= real:
@@ -119,7 +121,10 @@ class WordFinding:
             )
             for rank, (place, activation, promoted) in enumerate(zip(places, activations, tokens, strict=True))
         )
-        return NeuronTable(f"{self.word!r} in {self.found.caption!r}", rows, self.note)
+        note = self.note
+        if self.total is not None and self.total < 0:
+            note += f"; shares are of a negative sum, {self.total:.3g}"
+        return NeuronTable(f"{self.word!r} in {self.found.caption!r}", rows, note)
 
     def look(self, rank: int = 0, first: int | None = None) -> Heatmap:
         """Where a neuron looks: its activation at the image tokens, times the sign that it had when the word was said.
@@ -135,6 +140,9 @@ class WordFinding:
         found, vlm = self.found, self.found.vlm
         if found.picture is None or vlm.processor is None:
             raise OptionError("There is no picture to look at: inputs were given by hand.")
+        count = sum(block.ffn.width for block in vlm.anatomy.blocks)
+        if not isinstance(rank, int) or not 0 <= rank < count:
+            raise OptionError(f"A neuron is chosen by its rank, 0 to {count - 1}, not by {rank!r}.")
         places = self.neurons(rank + 1)[rank:] if first is None else self.neurons(first)
         signs = torch.tensor([-1.0 if self.activations[place] < 0 else 1.0 for place in places])
         values = (image_activations(vlm, found.recording, places) * signs[:, None]).mean(0)
@@ -191,6 +199,11 @@ class Finding:
         return tuple(part.word for part in self.parts)
 
     def __getitem__(self, word: str) -> WordFinding:
+        """The first occurrence of a word, or of a form of it, in any case.
+
+        Raises:
+            WordNotFoundError: it is not among the words; the message lists them.
+        """
         return self.all(word)[0]
 
     def all(self, word: str) -> tuple[WordFinding, ...]:
@@ -334,6 +347,7 @@ def find(
     """
     if token not in ("first", "last", "sum"):
         raise OptionError(f"token={token!r} is not possible. Choose 'first', 'last' or 'sum'.")
+    _check_options(finder, options)
     asked = {name: value for name, value in options.items() if name in RecordOptions.__annotations__}
     scorer, contrast = _scorer(finder, {name: value for name, value in options.items() if name not in asked}, options)
     pictures = None if images is None else [open_picture(image) for image in _as_list(images)]
@@ -398,17 +412,14 @@ def caption(
 
 
 def _record(vlm: VLM, pictures: Sequence[Image.Image] | None, **options: Unpack[RecordOptions]) -> list[Recording]:
-    if unknown := options.keys() - RecordOptions.__annotations__.keys():
-        raise OptionError(
-            f"There is no option {', '.join(sorted(unknown))}. There are: {', '.join(RecordOptions.__annotations__)}. "
-            "Options of generate go into generation={…}."
-        )
+    _refuse_unknown(options, list(RecordOptions.__annotations__))
     prompt, prefix = options.get("prompt", PROMPT), options.get("prefix", PREFIX)
     budget = options.get("image_budget", IMAGE_BUDGET)
     batch_size, max_new_tokens = options.get("batch_size", BATCH_SIZE), options.get("max_new_tokens", 50)
     inputs, given = options.get("inputs"), options.get("caption")
-    if batch_size < 1 or max_new_tokens < 1:
-        raise OptionError("batch_size and max_new_tokens have to be at least 1.")
+    for name, count in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if not isinstance(count, int) or count < 1:
+            raise OptionError(f"{name}={count!r} is not possible: it has to be a whole number from 1.")
     if given is not None and pictures is not None:
         return _record_captions(vlm, pictures, prompt, prefix, given, budget)
     if inputs is not None and pictures is None and given is None:
@@ -438,6 +449,8 @@ def _record_captions(
         raise OptionError(f"There are {len(pictures)} pictures and {len(captions)} captions.")
     recordings = []
     for picture, text in zip(pictures, captions, strict=True):
+        if not text.strip():
+            raise OptionError("The caption to explain holds no word.")
         begun = prefix if text.startswith(prefix) else ""
         request = make_inputs(vlm, picture, prompt, begun)
         rest = text.removeprefix(begun)
@@ -533,6 +546,26 @@ def _contrasted(bare: Finding, word: Word, other: str) -> Target:
             "where a different token of the other would. Choose a word with another spelling."
         )
     return Target(differs, said[differs], spelt[differs])
+
+
+def _check_options(finder: str | Finder, options: Mapping[str, object]) -> None:
+    known = [*RecordOptions.__annotations__, "words", "finder", "token"]
+    if finder in FINDERS:
+        known += [field.name for field in fields(FINDERS[str(finder)])]
+    elif isinstance(finder, str):
+        return
+    _refuse_unknown(options, known)
+
+
+def _refuse_unknown(options: Mapping[str, object], known: Sequence[str]) -> None:
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            meant = f"Did you mean {close[0]}? " if close else ""
+            raise OptionError(
+                f"There is no option {name}. {meant}There are: {', '.join(known)}. Options of generate, such as "
+                "temperature or num_beams, go into generation={…}."
+            )
 
 
 def _scorer(finder: str | Finder, own: dict[str, object], options: FindOptions) -> tuple[Finder, str | None]:

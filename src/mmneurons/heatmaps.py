@@ -45,6 +45,10 @@ class Heatmap:
                 f"{self.values.shape}."
             )
 
+    def __repr__(self) -> str:
+        low, high = self.values.min(), self.values.max()
+        return f"Heatmap({self.title!r}, {len(self.values)} image tokens from {low:.3g} to {high:.3g}, {self.source})"
+
     def map(self) -> Float[np.ndarray, "height width"]:
         """Return the values over the picture, float32.
 
@@ -120,7 +124,8 @@ class Heatmap:
         if unseen.any():
             dimmed = Image.fromarray((gray * UNSEEN_BRIGHTNESS).astype(np.uint8)).convert("RGB")
             drawn.paste(dimmed, mask=Image.fromarray(unseen))
-        return _with_legend(drawn, low, high, self.title, self.source) if legend else drawn
+        unit = "activation × sign" if self.source == "recording" else f"activation × sign, {self.source}"
+        return _with_legend(drawn, low, high, self.title, unit) if legend else drawn
 
     def _at(self, xs: Float[np.ndarray, "columns"], ys: Float[np.ndarray, "rows"]) -> Float[np.ndarray, "rows columns"]:
         """Return the map at every pair of coordinates, each in rising order."""
@@ -210,7 +215,7 @@ def _lookup() -> np.ndarray:
     return (cmap.Colormap(COLORS).lut(256)[:, :3] * 255).round().astype(np.uint8)
 
 
-def _with_legend(drawn: Image.Image, low: float, high: float, title: str, source: str) -> Image.Image:
+def _with_legend(drawn: Image.Image, low: float, high: float, title: str, unit: str) -> Image.Image:
     """Add, below a picture, the title, a bar of the colors with its numbers, and where the values come from."""
     size = max(11, round(drawn.width / 40))
     font, gap = ImageFont.load_default(size), size // 2
@@ -226,7 +231,7 @@ def _with_legend(drawn: Image.Image, low: float, high: float, title: str, source
     top += size + gap
     for at, text, color, anchor in (
         (gap, f"{low:.3g}", "black", "la"),
-        (width // 2, source, "gray", "ma"),
+        (width // 2, unit, "gray", "ma"),
         (width - gap, f"{high:.3g}", "black", "ra"),
     ):
         draw.text((at, top), text, fill=color, font=font, anchor=anchor)

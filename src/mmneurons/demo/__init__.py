@@ -5,7 +5,7 @@ Importing this imports neither torch nor transformers.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +43,11 @@ class Picture:
     style: str | None
     held_out: bool
     size: tuple[int, int]
-    runs: tuple[tuple[int, ...], ...] | None = None
+    runs: tuple[tuple[int, ...], ...] | None = field(default=None, repr=False)
+
+    def __fspath__(self) -> str:
+        """So that a picture can be passed wherever a path can."""
+        return str(self.path)
 
     @property
     def masks(self) -> "tuple[np.ndarray, ...] | None":

@@ -28,6 +28,7 @@ from mmneurons.vlm.recording import Recording
 
 __all__ = ["DEFAULT_AGAINST", "Contribution", "directions"]
 
+AGAINST = (None, "vocabulary", "distribution", "word")
 DEFAULT_AGAINST = "distribution"
 ANOTHER_WORD = "against another word"
 
@@ -52,7 +53,7 @@ class Contribution:
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
-            ("against", self.against, (None, "vocabulary", "distribution", "word")),
+            ("against", self.against, AGAINST),
             ("norm", self.norm, (None, "frozen")),
             ("activation", self.activation, ("product", "gate")),
         ):

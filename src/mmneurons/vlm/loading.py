@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,8 +98,8 @@ def _measured(model: PreTrainedModel, processor: ProcessorMixin | None, anatomy:
     elsewhere = [name for name, weight in model.named_parameters() if weight.device.type == "meta"]
     if elsewhere:
         raise AnatomyError(
-            f"{len(elsewhere)} weights of {name!r} are offloaded ({elsewhere[0]}, …), so the neurons' output vectors cannot "
-            "be read. Load it without offloading: in a smaller dtype, or on more devices."
+            f"{len(elsewhere)} weights of {name!r} are offloaded ({elsewhere[0]}, …), so the neurons' output vectors "
+            "cannot be read. Load it without offloading: in a smaller dtype, or on more devices."
         )
     vlm = VLM(model, processor, anatomy or find_anatomy(model), name)
     return VLM(model, processor, measure(vlm), name)
@@ -112,6 +113,8 @@ def _check_source(source: str) -> str:
         return str(path)
     if path.is_file():
         raise ModelLoadError(f"{source!r} is a file. Pass the folder that holds config.json and the weights.")
+    if "/" not in source and get_close_matches(source.lower(), ["demo"], 1, 0.75):
+        raise ModelLoadError(f"There is no model {source!r}. Did you mean 'demo'?")
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
     if looks_local:
         raise ModelLoadError(f"There is no folder {source!r}. Check the path; it is taken from {Path.cwd()}.")

@@ -25,6 +25,10 @@ def open_picture(picture: PictureLike) -> Image.Image:
         image = picture
     elif isinstance(picture, np.ndarray):
         image = _from_array(picture)
+    elif isinstance(picture, str) and picture.startswith(("http://", "https://")):
+        raise PictureError(
+            f"{picture!r} is an address. Addresses are not fetched: download the picture and pass its path."
+        )
     elif isinstance(picture, str | os.PathLike):
         image = _from_file(Path(picture))
     else:
