@@ -212,6 +212,8 @@ class Finding:
         Raises:
             WordNotFoundError: it is not among the words; the message lists them.
         """
+        if not isinstance(word, str):
+            raise WordNotFoundError(f"Words are found by name, not by {word!r}. There are: {', '.join(self.words)}.")
         parts = tuple(part for part in self.parts if part.word == word)
         parts = parts or tuple(part for part in self.parts if same_word(word, self._as_word(part)))
         if not parts:
@@ -531,7 +533,9 @@ def _targets(bare: Finding, word: Word, contrast: str | None) -> list[Target]:
 
 def _contrasted(bare: Finding, word: Word, other: str) -> Target:
     """The first token where a word and another in its place, tokenised in this context, differ."""
-    recording = bare.recording
+    recording, other = bare.recording, other.strip()
+    if not other:
+        raise OptionError("against='' names no word to contrast with.")
     begun = len(recording.request.prefix)
     before, after = bare.caption[begun : word.start], bare.caption[word.end :]
     spelt = _spell(bare.vlm, recording.request, before + other + after)
@@ -540,7 +544,7 @@ def _contrasted(bare: Finding, word: Word, other: str) -> Target:
     differs = next((step for step, (own, new) in enumerate(zip(said, spelt)) if own != new), None)
     # the differing token has to spell both words, not what comes after the shorter one
     ends = len(before) + len(other)
-    if differs is None or differs not in word.steps or spans[differs][0] >= ends:
+    if differs is None or differs not in word.steps or not min(spans[differs][1], ends) > max(spans[differs][0], 0):
         raise OptionError(
             f"{word.surface!r} and {other!r} cannot be contrasted here: in {bare.caption!r} no token of the one stands "
             "where a different token of the other would. Choose a word with another spelling."

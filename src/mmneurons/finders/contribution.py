@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmneurons.errors import OptionError
+from mmneurons.errors import OptionError, RecordingError
 from mmneurons.finders.protocol import Scores, Target
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.readout import Readout, readout
@@ -74,6 +74,10 @@ class Contribution:
         Raises:
             OptionError: as a call does.
         """
+        with torch.autocast(vlm.device.type, enabled=False):
+            return self._many(vlm, work)
+
+    def _many(self, vlm: VLM, work: Sequence[tuple[Recording, Sequence[Target]]]) -> list[list[Scores]]:
         flat = [target for _, targets in work for target in targets]
         if not flat:
             return [[] for _ in work]
@@ -94,6 +98,8 @@ class Contribution:
             per_unit = (pulled.to(weight.device) @ weight.float()).cpu()
             values[:, index, : block.ffn.width] = per_unit * (statistic * block.ffn.gain)[:, None]
         values *= activations
+        if self.activation == "product":
+            _check_sum(vlm, work, values, pulled * statistic[:, None], totals - (constants if self.norm else 0.0))
         note = self._note(int(head.ordinary.sum()))
         shares = self.activation == "product"
         scores = (
@@ -159,6 +165,37 @@ def directions(
     if head.softcap is not None:
         weights = weights * (1 - (capped / head.softcap).square())
     return head.mixture(weights)
+
+
+def _check_sum(
+    vlm: VLM,
+    work: Sequence[tuple[Recording, Sequence[Target]]],
+    contributions: Float[Tensor, "targets blocks width"],
+    pulled: Float[Tensor, "targets hidden"],
+    totals: Float[Tensor, "targets"],
+) -> None:
+    """Refuse scores that do not add up, with everything else that was recorded, to what they are shares of.
+
+    They do not where weights or modules changed between the recording and now, or since the model was measured.
+    """
+    anatomy, pulled = vlm.anatomy, pulled.double()
+    entry = torch.cat([recording.entry[[t.step for t in targets]] for recording, targets in work if targets]).double()
+    writes = torch.cat([recording.writes[[t.step for t in targets]] for recording, targets in work if targets]).double()
+    gains = torch.tensor([write.gain for block in anatomy.blocks for write in block.writes], dtype=torch.double)
+    parts = [(entry * pulled).sum(-1)[:, None] * anatomy.entry_gain, (writes * pulled[:, None]).sum(-1) * gains]
+    for block in anatomy.blocks:
+        if (bias := block.ffn.bias(vlm.model)) is not None:
+            parts.append((pulled @ bias.detach().double().cpu() * block.ffn.gain)[:, None])
+    others = torch.cat(parts, 1)
+    error = (others.sum(1) + contributions.double().sum((1, 2)) - totals).abs()
+    size = others.abs().sum(1) + contributions.double().abs().sum((1, 2))
+    bound = 1e-3 * totals.abs().clamp_min(1) + 64 * torch.finfo(vlm.dtype).eps * size
+    if not bool((error <= bound).all()):
+        raise RecordingError(
+            f"The scores do not add up to the logit: {float(error.max()):.3g} is missing. Were weights or modules "
+            "changed since the picture was recorded, or since the model was loaded? Find again; after a change of "
+            "modules wrap the model again."
+        )
 
 
 def _biases(head: Readout, rows: Tensor, constants: Tensor) -> Tensor:

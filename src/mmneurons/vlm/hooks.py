@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from threading import RLock
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,10 @@ __all__ = ["Listener", "evaluating", "listening"]
 
 Listener = Callable[[Tensor], Tensor | None]
 """Gets the tensor that a module takes or gives; what it returns, if anything, takes the tensor's place."""
+
+
+_LOCKS: WeakKeyDictionary = WeakKeyDictionary()
+_LOCKS_LOCK = RLock()
 
 
 @contextmanager
@@ -21,9 +27,12 @@ def listening(
     """Call ``inputs[name]`` with what module ``name`` is given, ``outputs[name]`` with what it returns.
 
     A module that takes or returns several things is heard through the first tensor. The hooks are gone when the block
-    is left, however it is left.
+    is left, however it is left. Another thread that wants to listen to the model waits until then.
     """
     with ExitStack() as stack:
+        with _LOCKS_LOCK:
+            lock = _LOCKS.setdefault(model, RLock())
+        stack.enter_context(lock)
         for name, listener in (inputs or {}).items():
             handle = model.get_submodule(name).register_forward_pre_hook(_hear_input(listener), with_kwargs=True)
             stack.callback(handle.remove)

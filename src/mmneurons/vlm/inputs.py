@@ -71,7 +71,10 @@ def make_inputs(vlm: VLM, picture: Image.Image, prompt: str = PROMPT, prefix: st
     options: dict = {"return_tensors": "pt"}
     if _begins(processor, text):
         options["add_special_tokens"] = False
-    inputs = processor(images=[picture], text=[text], **options)
+    try:
+        inputs = processor(images=[picture], text=[text], **options)
+    except ValueError as error:
+        raise RecordingError(f"The processor refused the prompt {text!r}: {error}") from error
     return Request(_to_model(vlm, inputs), text, prefix, picture.size)
 
 
@@ -95,7 +98,13 @@ def continuation(vlm: VLM, request: Request, text: str) -> list[int]:
             f"The caption's beginning {text[:20]!r} melts into the last token of the prompt. Begin it with a blank, or "
             "choose another prefix."
         )
-    return whole[len(before) :]
+    ids = whole[len(before) :]
+    control = {vlm.image_token_id, *tokenizer.all_special_ids}
+    if any(index in control for index in ids):
+        raise RecordingError(
+            f"{text!r} holds a control token such as {tokenizer.decode([i for i in ids if i in control])!r}."
+        )
+    return ids
 
 
 def collate(requests: Sequence[Request], pad_token_id: int) -> dict[str, Tensor]:
@@ -123,10 +132,20 @@ def check_inputs(vlm: VLM, inputs: Mapping[str, Tensor]) -> Request:
     ids = inputs.get("input_ids")
     if ids is None or ids.dim() != 2 or len(ids) != 1:
         raise OptionError("inputs= takes one batch of one: a mapping with input_ids of shape (1, length).")
-    mask = inputs.get("attention_mask", torch.ones_like(ids))
+    others = {name: value for name, value in inputs.items() if value is not None}
+    if wrong := [name for name, value in others.items() if not isinstance(value, Tensor)]:
+        raise OptionError(f"inputs= takes tensors; {', '.join(wrong)} is none.")
+    if extra := others.keys() & {"position_ids", "labels", "past_key_values", "inputs_embeds"}:
+        raise OptionError(
+            f"inputs= takes what generate takes for a whole prompt; leave {', '.join(sorted(extra))} out."
+        )
+    pictured = any(value.is_floating_point() for value in others.values())
+    if vlm.image_token_id is not None and bool((ids == vlm.image_token_id).any()) != pictured:
+        raise OptionError("inputs= has image placeholders without a picture's tensors, or the other way round.")
+    mask = others.get("attention_mask", torch.ones_like(ids))
     if not bool(mask.all()):
         raise OptionError("inputs= takes inputs without padding; this attention_mask has zeros.")
-    return Request(_to_model(vlm, {**inputs, "attention_mask": mask}), None, "", None)
+    return Request(_to_model(vlm, {**others, "attention_mask": mask}), None, "", None)
 
 
 def _processor(vlm: VLM) -> ProcessorMixin:

@@ -93,16 +93,21 @@ def record_generation(
         OptionError: an option that ``generate`` does not have, or that asks for several answers.
         RecordingError: a hook did not fire once a step.
     """
-    options = {"do_sample": False, "num_beams": 1, **options}
+    if own := _OURS & options.keys():
+        raise OptionError(
+            f"{', '.join(sorted(own))} cannot stand in generation={{…}}: pass options one by one, and those "
+            "that find has itself, such as max_new_tokens, to find."
+        )
+    options = {"do_sample": False, **options, "num_beams": options.get("num_beams") or 1}
     if options.get("num_return_sequences", 1) != 1:
         raise OptionError("One caption is recorded per picture: num_return_sequences has to be 1.")
     batch = collate(requests, _pad_token_id(vlm))
     prompt = batch["input_ids"].shape[1]
-    stepwise = options["num_beams"] == 1 and not _SPECULATIVE & options.keys() and options.get("use_cache", True)
-    if not stepwise:
+    ends = _end_ids(vlm, options)
+    if not _is_stepwise(vlm, options):
         sequences = _generate(vlm, batch, max_new_tokens, seed, options).sequences[:, prompt:].cpu()
         return [
-            record_forced(vlm, request, _until_end(vlm, row), image_budget)
+            record_forced(vlm, request, _until_end(vlm, row, ends), image_budget)
             for request, row in zip(requests, sequences, strict=True)
         ]
     tape = _Tape(vlm, batch["input_ids"], image_budget)
@@ -111,7 +116,7 @@ def record_generation(
     sequences = output.sequences[:, prompt:]
     said = [_log_probability(logits, ids) for logits, ids in zip(output.logits, sequences.unbind(1), strict=True)]
     log_probabilities = torch.stack(said, 1).cpu()
-    tokens = [torch.tensor(_until_end(vlm, row), dtype=torch.long) for row in sequences.cpu()]
+    tokens = [torch.tensor(_until_end(vlm, row, ends), dtype=torch.long) for row in sequences.cpu()]
     return tape.recordings(requests, tokens, log_probabilities, forced=False)
 
 
@@ -170,7 +175,33 @@ def image_activations(
     return torch.stack([found[neuron] for neuron in neurons])
 
 
-_SPECULATIVE = {"assistant_model", "prompt_lookup_num_tokens", "penalty_alpha", "dola_layers", "prefill_chunk_size"}
+_OURS = {
+    "disable_compile",
+    "generation_config",
+    "max_length",
+    "max_new_tokens",
+    "output_logits",
+    "pad_token_id",
+    "return_dict_in_generate",
+}
+_MANY_FORWARDS = (
+    "assistant_model",
+    "dola_layers",
+    "guidance_scale",
+    "penalty_alpha",
+    "prefill_chunk_size",
+    "prompt_lookup_num_tokens",
+)
+
+
+def _is_stepwise(vlm: VLM, options: dict[str, Any]) -> bool:
+    """Whether generate runs the model once a token, with its cache; the checkpoint may ask for something else, too."""
+
+    def asked(name: str) -> object:
+        return options.get(name, getattr(vlm.model.generation_config, name, None))
+
+    once = all(asked(name) is None for name in _MANY_FORWARDS)
+    return once and options["num_beams"] == 1 and asked("use_cache") is not False
 
 
 class _Tape:
@@ -230,10 +261,11 @@ class _Tape:
         columns = [f"activations {index}" for index in range(len(anatomy.blocks))]
         gates = [f"gate {index}" for index, block in enumerate(anatomy.blocks) if block.ffn.gate]
         writes = [write.module for block in anatomy.blocks for write in block.writes]
-        activations = self._stack(columns, steps, anatomy.width)
-        gated = self._stack(gates, steps, anatomy.width) if len(gates) == len(anatomy.blocks) else None
-        written = self._stack(writes, steps, anatomy.hidden)
-        entry, stream = (self._stack([key], steps, anatomy.hidden) for key in ("entry", "stream"))
+        emitted = log_probabilities.shape[1]
+        activations = self._stack(columns, steps, emitted, anatomy.width)
+        gated = self._stack(gates, steps, emitted, anatomy.width) if len(gates) == len(anatomy.blocks) else None
+        written = self._stack(writes, steps, emitted, anatomy.hidden)
+        entry, stream = (self._stack([key], steps, emitted, anatomy.hidden) for key in ("entry", "stream"))
         image = self._vlm.image_token_id
         prompts = [request.inputs["input_ids"][0].cpu() for request in requests]
         return [
@@ -253,16 +285,18 @@ class _Tape:
             for row, request in enumerate(requests)
         ]
 
-    def _stack(self, keys: Sequence[str], steps: Sequence[int], width: int) -> list[Float[Tensor, "steps keys width"]]:
+    def _stack(
+        self, keys: Sequence[str], steps: Sequence[int], emitted: int, width: int
+    ) -> list[Float[Tensor, "steps keys width"]]:
         """What was heard under some keys, for every row its own tensor, so that none keeps the others in memory."""
         stacked = [torch.zeros(own, len(keys), width) for own in steps]
         for place, key in enumerate(keys):
             heard = torch.cat(self._heard[key], 1) if self._heard[key] else torch.zeros(len(steps), 0, width)
-            if heard.shape[1] < max(steps):
+            if heard.shape[1] != emitted:
                 raise RecordingError(
-                    f"{key!r} was heard at {heard.shape[1]} positions while {max(steps)} tokens were generated: the "
-                    "hooks were passed by. Was the model compiled, or a module replaced by a fused kernel, after it "
-                    "was loaded?"
+                    f"{key!r} was heard at {heard.shape[1]} positions while {emitted} tokens were generated: the hooks "
+                    "were passed by, or something else ran the model. Was it compiled, or a module replaced by a fused "
+                    "kernel, after it was loaded?"
                 )
             heard = heard.cpu()
             for row, own in enumerate(stacked):
@@ -316,12 +350,18 @@ def end_token_id(vlm: VLM) -> list[int]:
     return _end_ids(vlm)[:1]
 
 
-def _end_ids(vlm: VLM) -> list[int]:
-    ends = getattr(vlm.model.generation_config, "eos_token_id", None)
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+def _end_ids(vlm: VLM, options: dict[str, Any] | None = None) -> list[int]:
+    ends = (options or {}).get("eos_token_id")
+    ends = getattr(vlm.model.generation_config, "eos_token_id", None) if ends is None else ends
+    return [] if ends is None else [ends] if isinstance(ends, int) else [int(end) for end in ends]
 
 
-def _until_end(vlm: VLM, row: Tensor) -> list[int]:
-    tokens, ends = row.tolist(), set(_end_ids(vlm))
-    last = next((index for index, token in enumerate(tokens) if token in ends), len(tokens) - 1)
-    return tokens[: last + 1]
+def _until_end(vlm: VLM, row: Tensor, ends: Sequence[int]) -> list[int]:
+    """What a row says: up to its end token, or up to the padding behind it where something else ended it."""
+    tokens, pad = row.tolist(), _pad_token_id(vlm)
+    last = next((index for index, token in enumerate(tokens) if token in ends), None)
+    if last is not None:
+        return tokens[: last + 1]
+    while len(tokens) > 1 and tokens[-1] == pad:
+        tokens.pop()
+    return tokens
