@@ -79,7 +79,7 @@ def completeness_at(vlm: VLM, recording: Recording, target: Target, against: str
     """
     head = readout(vlm)
     stream = recording.stream[target.step][None]
-    rows, constants = directions(head, stream, [target], against)
+    rows, constants = directions(head, recording.logits[target.step][None], [target], against)
     pulled = (head.pull_back(rows).double() * head.statistic(stream)[:, None])[0]
     shift = 0.0 if head.shift is None else float((rows @ head.shift)[0])
     anatomy = vlm.anatomy
@@ -192,7 +192,7 @@ def check_block(
     streams = streams_without(vlm, recording, target.step, index, columns)
     head = readout(vlm)
     full = streams[:1]
-    rows, constants = directions(head, recording.stream[target.step][None], [target], against)
+    rows, constants = directions(head, recording.logits[target.step][None], [target], against)
     pulled = (head.pull_back(rows).double() * head.statistic(full)[:, None])[0]
     shift = 0.0 if head.shift is None else float((rows @ head.shift)[0])
     return NeuronCheck(

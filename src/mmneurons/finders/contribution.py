@@ -85,7 +85,8 @@ class Contribution:
         activations = torch.cat([self._activations(recording)[own] for recording, own in steps])
         stream = torch.cat([recording.stream[own] for recording, own in steps])
         head = readout(vlm)
-        rows, constants = directions(head, stream, flat, self.against)
+        logits = torch.cat([recording.logits[own] for recording, own in steps])
+        rows, constants = directions(head, logits, flat, self.against)
         if self.norm is None:
             totals = (rows.double() * stream.double()).sum(-1)
             pulled, statistic = rows, torch.ones(len(flat))
@@ -133,7 +134,7 @@ class Contribution:
 
 
 def directions(
-    head: Readout, stream: Float[Tensor, "targets hidden"], targets: Sequence[Target], against: str | None
+    head: Readout, logits: Float[Tensor, "targets vocabulary"], targets: Sequence[Target], against: str | None
 ) -> tuple[Float[Tensor, "targets hidden"], Float[Tensor, "targets"]]:
     """The direction that each target is read along, ``u_t`` less its reference, and the constant that belongs to it.
 
@@ -155,15 +156,13 @@ def directions(
         ordinary = head.ordinary.float()
         mean_row, mean_constant = head.mixture((ordinary / ordinary.sum())[None])
         return rows - mean_row, constants - mean_constant
-    logits = head.logits(stream)
-    capped = head.cap(logits)
     rows = torch.arange(len(targets))
-    weights = -capped.softmax(-1)
+    weights = -logits.softmax(-1)
     # 1 − p as the sum of the others: where p rounds to 1, the difference would be nothing but rounding
     weights[rows, tokens] = 0
     weights[rows, tokens] = -weights.sum(-1)
     if head.softcap is not None:
-        weights = weights * (1 - (capped / head.softcap).square())
+        weights = weights * (1 - (logits / head.softcap).square())
     return head.mixture(weights)
 
 

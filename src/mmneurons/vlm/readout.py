@@ -74,10 +74,6 @@ class Readout:
         logits = torch.nn.functional.linear(normed, self.unembedding, self.bias)
         return logits.float().cpu() * self.scale
 
-    def cap(self, logits: Tensor) -> Tensor:
-        """The logits as the model gives them: behind the soft-cap, if there is one."""
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-
     def rows(self, tokens: Int[Tensor, "tokens"]) -> tuple[Float[Tensor, "tokens hidden"], Float[Tensor, "tokens"]]:
         """The unembeddings of some tokens and the constants that belong to them, with the head's scale."""
         rows = self.unembedding[tokens.to(self.unembedding.device)].float().cpu()

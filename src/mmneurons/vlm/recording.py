@@ -37,7 +37,8 @@ class Recording:
         token_ids: what was generated, the end token included.
         activations: the input of every write site, float32; narrower FFNs are filled with 0.
         gates: the same before the product with the ungated half, for gated FFNs; None where there is no gate to hear.
-        log_probabilities: of each emitted token, natural logarithm, before any logits processor.
+        logits: as the model gave them, before any logits processor, float32.
+        log_probabilities: of each emitted token, natural logarithm, from these logits.
         entry: the residual stream where it enters block 0.
         writes: what every other write (attention) gave, in the order of ``anatomy.blocks``.
         stream: the residual stream before the final norm.
@@ -52,6 +53,7 @@ class Recording:
     token_ids: Int[Tensor, "steps"]
     activations: Float[Tensor, "steps blocks width"]
     gates: Float[Tensor, "steps blocks width"] | None
+    logits: Float[Tensor, "steps vocabulary"]
     log_probabilities: Float[Tensor, "steps"]
     entry: Float[Tensor, "steps hidden"]
     writes: Float[Tensor, "steps writes hidden"]
@@ -114,10 +116,11 @@ def record_generation(
     with listening(vlm.model, tape.inputs, tape.outputs):
         output = _generate(vlm, batch, max_new_tokens, seed, {**options, "output_logits": True})
     sequences = output.sequences[:, prompt:]
-    said = [_log_probability(logits, ids) for logits, ids in zip(output.logits, sequences.unbind(1), strict=True)]
-    log_probabilities = torch.stack(said, 1).cpu()
     tokens = [torch.tensor(_until_end(vlm, row, ends), dtype=torch.long) for row in sequences.cpu()]
-    return tape.recordings(requests, tokens, log_probabilities, forced=False)
+    logits = [
+        torch.stack([step[row] for step in output.logits[: len(own)]]).float().cpu() for row, own in enumerate(tokens)
+    ]
+    return tape.recordings(requests, tokens, logits, len(output.logits), forced=False)
 
 
 def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], image_budget: int = IMAGE_BUDGET) -> Recording:
@@ -138,10 +141,8 @@ def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], image_bu
             inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(tokens) - 1))
     tape = _Tape(vlm, fed, image_budget, kept=len(tokens))
     with evaluating(vlm.model), listening(vlm.model, tape.inputs, tape.outputs):
-        logits = vlm.model(**inputs, use_cache=False).logits[0, -len(tokens) :]
-    (recording,) = tape.recordings(
-        [request], [tokens], _log_probability(logits, tokens.to(logits.device))[None].cpu(), forced=True
-    )
+        logits = vlm.model(**inputs, use_cache=False).logits[0, -len(tokens) :].float().cpu()
+    (recording,) = tape.recordings([request], [tokens], [logits], len(tokens), forced=True)
     return recording
 
 
@@ -234,7 +235,8 @@ class _Tape:
         kept = self._kept
 
         def listener(x: Tensor) -> None:
-            heard.append(x[:, -kept:].detach().clone())
+            # a step of generation is kept whole, and a slice of it would cost as much as the copy
+            heard.append((x if x.shape[1] == kept else x[:, -kept:]).clone())
 
         return listener
 
@@ -253,15 +255,19 @@ class _Tape:
         return listener
 
     def recordings(
-        self, requests: Sequence[Request], tokens: Sequence[Tensor], log_probabilities: Tensor, forced: bool
+        self,
+        requests: Sequence[Request],
+        tokens: Sequence[Tensor],
+        logits: Sequence[Tensor],
+        emitted: int,
+        forced: bool,
     ) -> list[Recording]:
-        """One for every row; ``tokens`` are those up to the end token, rows of ``log_probabilities`` may be longer."""
+        """One for every row of a batch that emitted so many steps; tokens and logits go up to the row's end token."""
         anatomy = self._vlm.anatomy
         steps = [len(own) for own in tokens]
         columns = [f"activations {index}" for index in range(len(anatomy.blocks))]
         gates = [f"gate {index}" for index, block in enumerate(anatomy.blocks) if block.ffn.gate]
         writes = [write.module for block in anatomy.blocks for write in block.writes]
-        emitted = log_probabilities.shape[1]
         activations = self._stack(columns, steps, emitted, anatomy.width)
         gated = self._stack(gates, steps, emitted, anatomy.width) if len(gates) == len(anatomy.blocks) else None
         written = self._stack(writes, steps, emitted, anatomy.hidden)
@@ -274,7 +280,8 @@ class _Tape:
                 token_ids=tokens[row],
                 activations=activations[row],
                 gates=None if gated is None else gated[row],
-                log_probabilities=log_probabilities[row, : steps[row]].clone(),
+                logits=logits[row],
+                log_probabilities=logits[row].log_softmax(-1).gather(1, tokens[row][:, None])[:, 0],
                 entry=entry[row][:, 0],
                 writes=written[row],
                 stream=stream[row][:, 0],
@@ -302,10 +309,6 @@ class _Tape:
             for row, own in enumerate(stacked):
                 own[:, place, : heard.shape[-1]] = heard[row, : len(own)]
         return stacked
-
-
-def _log_probability(logits: Float[Tensor, "rows vocabulary"], ids: Int[Tensor, "rows"]) -> Float[Tensor, "rows"]:
-    return logits.float().log_softmax(-1).gather(1, ids[:, None])[:, 0]
 
 
 def _generate(
