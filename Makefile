@@ -20,7 +20,7 @@ lint: $(VENV)/dev.stamp
 	$(RUN) -m ruff format --check
 
 types: $(VENV)/dev.stamp
-	$(RUN) -m pyright
+	$(RUN) -m pyright --pythonpath $(RUN)
 
 bench: $(VENV)/bench.stamp
 	$(RUN) -m bench.overhead
