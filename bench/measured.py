@@ -53,7 +53,7 @@ def find_true_words(
     """For every scene its number, the words that name an object in it, and how many nouns were said in all."""
     for start in range(0, len(drawn), BATCH):
         batch = list(drawn[start : start + BATCH])
-        findings = mmn.find(vlm, [scene.image for scene in batch], batch_size=BATCH, image_budget=0)
+        findings = mmn.find(vlm, [scene.image for scene in batch], batch_size=BATCH, image_budget=0, gates=True)
         for index, (scene, found) in enumerate(zip(batch, findings, strict=True), start):
             concepts = [lexicon.said(part.word)[0] for part in found]
             true = [part for part, said in zip(found, concepts, strict=True) if said and set(said) <= set(scene.names)]

@@ -65,7 +65,9 @@ def plain(vlm: mmn.VLM, pictures: Sequence[Image.Image], batch_size: int) -> lis
 
 
 def find(vlm: mmn.VLM, pictures: Sequence[Image.Image], batch_size: int) -> list[mmn.Finding]:
-    """Find the neurons behind every noun."""
+    """Find the neurons behind every noun; one by one by a call for each picture, which reads the weights anew."""
+    if batch_size == 1:
+        return [mmn.find(vlm, picture, max_new_tokens=MAX_NEW_TOKENS) for picture in pictures]
     return mmn.find(vlm, list(pictures), batch_size=batch_size, max_new_tokens=MAX_NEW_TOKENS)
 
 

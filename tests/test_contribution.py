@@ -15,7 +15,7 @@ AGAINST = (None, "vocabulary", "distribution", "word")
 
 @pytest.fixture(scope="module")
 def recorded(vlm, picture):
-    return vlm, mmn.record(vlm, picture, max_new_tokens=6)
+    return vlm, mmn.record(vlm, picture, max_new_tokens=6, gates=True)
 
 
 def target(recording, step=3, other=17):
@@ -255,7 +255,7 @@ def test_options_that_cannot_be(recorded):
 
 def test_an_ffn_without_a_gate_has_no_gate_alone():
     vlm = mmn.wrap(llava_over(PhiConfig(**dict(SMALL, num_key_value_heads=4))))
-    recording = mmn.record(vlm, inputs={"input_ids": torch.tensor([[1, 5, 9]])}, max_new_tokens=2)
+    recording = mmn.record(vlm, inputs={"input_ids": torch.tensor([[1, 5, 9]])}, max_new_tokens=2, gates=True)
     assert recording.gates is None
     with pytest.raises(OptionError, match="gated"):
         Contribution(activation="gate")(vlm, recording, [target(recording, 0)])
@@ -290,6 +290,12 @@ def test_what_cannot_be_checked_is_refused(llava, picture):
         mmn.check_neurons(dog(token="sum"), [(0, 0)])
     with pytest.raises(OptionError, match="no neurons"):
         mmn.check_neurons(dog(), [])
+
+
+def test_gates_that_were_not_kept_are_asked_for(llava, picture):
+    recording = mmn.record(llava, picture, max_new_tokens=2)
+    with pytest.raises(OptionError, match="gates=True"):
+        Contribution(activation="gate")(llava, recording, [target(recording, 0)])
 
 
 def test_the_gate_is_shown_where_it_was_scored(llava, picture):

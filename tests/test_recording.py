@@ -48,7 +48,8 @@ def test_what_is_kept_is_what_a_full_forward_computes(vlm, picture):
 
 
 def test_gates_times_the_ungated_half_are_the_activations(llava, picture):
-    recording = mmn.record(llava, picture, max_new_tokens=3)
+    assert mmn.record(llava, picture, max_new_tokens=3).gates is None
+    recording = mmn.record(llava, picture, max_new_tokens=3, gates=True)
     ungated = []
     handles = [
         layer.mlp.up_proj.register_forward_hook(lambda m, a, out: ungated.append(out[0, -1].detach()))
@@ -70,9 +71,9 @@ def test_it_says_what_generate_says(vlm, picture):
 
 
 def test_a_batch_is_the_same_as_one_by_one(vlm, pictures):
-    together = mmn.record(vlm, pictures, max_new_tokens=8)
+    together = mmn.record(vlm, pictures, max_new_tokens=8, gates=True)
     for picture, recording in zip(pictures, together, strict=True):
-        alone = mmn.record(vlm, picture, max_new_tokens=8)
+        alone = mmn.record(vlm, picture, max_new_tokens=8, gates=True)
         assert alone.token_ids.tolist() == recording.token_ids.tolist()
         assert alone.inputs["input_ids"].tolist() == recording.inputs["input_ids"].tolist()
         close(alone, recording)
@@ -104,8 +105,8 @@ def test_rows_that_end_at_different_steps(llava, pictures):
 
 
 def test_forced_is_the_same_as_generated(vlm, picture):
-    generated = mmn.record(vlm, picture, max_new_tokens=9)
-    forced = mmn.record(vlm, picture, caption=generated.caption)
+    generated = mmn.record(vlm, picture, max_new_tokens=9, gates=True)
+    forced = mmn.record(vlm, picture, caption=generated.caption, gates=True)
     steps = len(generated)
     assert forced.token_ids.tolist()[:steps] == generated.token_ids.tolist()
     assert forced.caption == generated.caption

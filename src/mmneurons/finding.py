@@ -32,6 +32,7 @@ from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, open_picture
 from mmneurons.vlm.recording import (
     IMAGE_BUDGET,
+    Keep,
     Recording,
     end_token_id,
     image_activations,
@@ -45,6 +46,9 @@ __all__ = ["FindOptions", "Finding", "RecordOptions", "WordFinding", "caption", 
 Explained = Literal["first", "last", "sum"]
 
 BATCH_SIZE = 8
+
+SCORED_AT_ONCE = 16
+"""For how many recordings the write sites and the head are read once, however they were batched."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,6 +272,8 @@ class RecordOptions(TypedDict, total=False):
         seed: of whatever is drawn: sampling, where ``generation`` asks for it, and finders that draw.
         image_budget: how many bytes of activations at image positions are kept of one picture, for heatmaps; 512 MiB.
             Beyond it a heatmap costs one more prefill.
+        gates: whether the gates alone are kept, for ``activation="gate"``; ``find`` keeps them where its finder needs
+            them.
         generation: further options of transformers' ``generate``. Greedy by default.
     """
 
@@ -279,6 +285,7 @@ class RecordOptions(TypedDict, total=False):
     max_new_tokens: int
     seed: int | None
     image_budget: int
+    gates: bool
     generation: Mapping[str, object] | None
 
 
@@ -353,15 +360,16 @@ def find(
     asked = {name: value for name, value in options.items() if name in RecordOptions.__annotations__}
     scorer, contrast = _scorer(finder, {name: value for name, value in options.items() if name not in asked}, options)
     pictures = None if images is None else [open_picture(image) for image in _as_list(images)]
+    if isinstance(scorer, Contribution) and scorer.activation == "gate":
+        asked["gates"] = True
     recordings = _record(vlm, pictures, **cast(RecordOptions, asked))
     bare = [
         Finding(vlm, recording, recording.caption, (), picture, scorer, token)
         for recording, picture in zip(recordings, [None] if pictures is None else pictures, strict=True)
     ]
     findings = []
-    size = options.get("batch_size", BATCH_SIZE)
-    for start in range(0, len(bare), size):
-        batch = [(found, _words(found, words)) for found in bare[start : start + size]]
+    for start in range(0, len(bare), SCORED_AT_ONCE):
+        batch = [(found, _words(found, words)) for found in bare[start : start + SCORED_AT_ONCE]]
         scored = _score(batch, contrast)
         findings += [replace(found, parts=tuple(parts)) for (found, _), parts in zip(batch, scored, strict=True)]
     return findings if _is_many(images) else findings[0]
@@ -416,14 +424,14 @@ def caption(
 def _record(vlm: VLM, pictures: Sequence[Image.Image] | None, **options: Unpack[RecordOptions]) -> list[Recording]:
     _refuse_unknown(options, list(RecordOptions.__annotations__))
     prompt, prefix = options.get("prompt", PROMPT), options.get("prefix", PREFIX)
-    budget = options.get("image_budget", IMAGE_BUDGET)
+    keep = Keep(options.get("image_budget", IMAGE_BUDGET), options.get("gates", False))
     batch_size, max_new_tokens = options.get("batch_size", BATCH_SIZE), options.get("max_new_tokens", 50)
     inputs, given = options.get("inputs"), options.get("caption")
     for name, count in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if not isinstance(count, int) or count < 1:
             raise OptionError(f"{name}={count!r} is not possible: it has to be a whole number from 1.")
     if given is not None and pictures is not None:
-        return _record_captions(vlm, pictures, prompt, prefix, given, budget)
+        return _record_captions(vlm, pictures, prompt, prefix, given, keep)
     if inputs is not None and pictures is None and given is None:
         requests = [check_inputs(vlm, inputs)]
     elif pictures is not None and inputs is None:
@@ -434,7 +442,7 @@ def _record(vlm: VLM, pictures: Sequence[Image.Image] | None, **options: Unpack[
     recordings = []
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
-        recordings += record_generation(vlm, batch, max_new_tokens, options.get("seed"), budget, **generation)
+        recordings += record_generation(vlm, batch, max_new_tokens, options.get("seed"), keep, **generation)
     return [_read(vlm, recording) for recording in recordings]
 
 
@@ -444,7 +452,7 @@ def _record_captions(
     prompt: str,
     prefix: str,
     caption: str | Sequence[str],
-    image_budget: int,
+    keep: Keep,
 ) -> list[Recording]:
     captions = [caption] * len(pictures) if isinstance(caption, str) else list(caption)
     if len(captions) != len(pictures):
@@ -457,7 +465,7 @@ def _record_captions(
         request = make_inputs(vlm, picture, prompt, begun)
         rest = text.removeprefix(begun)
         tokens = [*_spell(vlm, request, rest), *end_token_id(vlm)]
-        recordings.append(_read(vlm, record_forced(vlm, request, tokens, image_budget)))
+        recordings.append(_read(vlm, record_forced(vlm, request, tokens, keep)))
     return recordings
 
 

@@ -58,7 +58,7 @@ def test_the_report_on_a_tiny_model():
     for scene, things in enumerate((("apples", "dog"), ("dogs", "ball"), ("house", "boat"))):
         picture = Image.fromarray(np.random.default_rng(scene).integers(0, 255, (60, 60, 3), dtype=np.uint8))
         caption = f"An image of two {things[0]} and a {things[1]}."
-        found = mmn.find(vlm, picture, caption=caption, words=list(things))
+        found = mmn.find(vlm, picture, caption=caption, words=list(things), gates=True)
         words += measure(vlm, scene, found.parts, WAYS)
     text = write(vlm, (words, "three scenes"), (words, "three others"), Hypernyms())
     lines = [line for line in text.splitlines() if line.startswith("| most active")]

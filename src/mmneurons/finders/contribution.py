@@ -82,7 +82,7 @@ class Contribution:
         if not flat:
             return [[] for _ in work]
         steps = [(recording, [target.step for target in targets]) for recording, targets in work]
-        activations = torch.cat([self._activations(recording)[own] for recording, own in steps])
+        activations = torch.cat([self._activations(vlm, recording)[own] for recording, own in steps])
         stream = torch.cat([recording.stream[own] for recording, own in steps])
         head = readout(vlm)
         logits = torch.cat([recording.logits[own] for recording, own in steps])
@@ -109,9 +109,11 @@ class Contribution:
         )
         return [[next(scores) for _ in targets] for _, targets in work]
 
-    def _activations(self, recording: Recording) -> Float[Tensor, "steps blocks width"]:
+    def _activations(self, vlm: VLM, recording: Recording) -> Float[Tensor, "steps blocks width"]:
         activations = recording.activations if self.activation == "product" else recording.gates
         if activations is None:
+            if all(block.ffn.gate for block in vlm.anatomy.blocks):
+                raise OptionError("activation='gate' needs the gates. Record with gates=True, or pass it to find.")
             raise OptionError("activation='gate' needs gated FFNs whose gate can be heard; this model has others.")
         return activations
 

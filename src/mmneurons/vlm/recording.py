@@ -22,10 +22,31 @@ from mmneurons.vlm.hooks import Listener, evaluating, listening
 from mmneurons.vlm.inputs import Request, collate
 from mmneurons.vlm.model import VLM
 
-__all__ = ["IMAGE_BUDGET", "Recording", "end_token_id", "image_activations", "record_forced", "record_generation"]
+__all__ = [
+    "IMAGE_BUDGET",
+    "Keep",
+    "Recording",
+    "end_token_id",
+    "image_activations",
+    "record_forced",
+    "record_generation",
+]
 
 IMAGE_BUDGET = 512 * 2**20
 """How many bytes of activations at image positions a recording keeps of one picture."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a recording keeps beside what every finder needs.
+
+    Attributes:
+        image_budget: how many bytes of activations at image positions of one picture.
+        gates: whether the gates alone are heard, too.
+    """
+
+    image_budget: int = IMAGE_BUDGET
+    gates: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +57,8 @@ class Recording:
         request: what the model was asked.
         token_ids: what was generated, the end token included.
         activations: the input of every write site, float32; narrower FFNs are filled with 0.
-        gates: the same before the product with the ungated half, for gated FFNs; None where there is no gate to hear.
+        gates: the same before the product with the ungated half, for gated FFNs; None where they were not asked for
+            (``gates=True``) or there is no gate to hear.
         logits: as the model gave them, before any logits processor, float32.
         log_probabilities: of each emitted token, natural logarithm, from these logits.
         entry: the residual stream where it enters block 0.
@@ -83,7 +105,7 @@ def record_generation(
     requests: Sequence[Request],
     max_new_tokens: int = 50,
     seed: int | None = None,
-    image_budget: int = IMAGE_BUDGET,
+    keep: Keep = Keep(),
     **options: object,
 ) -> list[Recording]:
     """Generate for a batch of requests and record it. Greedy, unless ``options`` (of ``generate``) say otherwise.
@@ -109,10 +131,10 @@ def record_generation(
     if not _is_stepwise(vlm, options):
         sequences = _generate(vlm, batch, max_new_tokens, seed, options).sequences[:, prompt:].cpu()
         return [
-            record_forced(vlm, request, _until_end(vlm, row, ends), image_budget)
+            record_forced(vlm, request, _until_end(vlm, row, ends), keep)
             for request, row in zip(requests, sequences, strict=True)
         ]
-    tape = _Tape(vlm, batch["input_ids"], image_budget)
+    tape = _Tape(vlm, batch["input_ids"], keep)
     with listening(vlm.model, tape.inputs, tape.outputs):
         output = _generate(vlm, batch, max_new_tokens, seed, {**options, "output_logits": True})
     sequences = output.sequences[:, prompt:]
@@ -123,7 +145,7 @@ def record_generation(
     return tape.recordings(requests, tokens, logits, len(output.logits), forced=False)
 
 
-def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], image_budget: int = IMAGE_BUDGET) -> Recording:
+def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], keep: Keep = Keep()) -> Recording:
     """Record what the model does while it is made to say ``token_ids``: one forward over the prompt and the tokens.
 
     Raises:
@@ -139,7 +161,7 @@ def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], image_bu
     for name in ("token_type_ids", "mm_token_type_ids"):
         if name in inputs:
             inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(tokens) - 1))
-    tape = _Tape(vlm, fed, image_budget, kept=len(tokens))
+    tape = _Tape(vlm, fed, keep, kept=len(tokens))
     with evaluating(vlm.model), listening(vlm.model, tape.inputs, tape.outputs):
         logits = vlm.model(**inputs, use_cache=False).logits[0, -len(tokens) :].float().cpu()
     (recording,) = tape.recordings([request], [tokens], [logits], len(tokens), forced=True)
@@ -208,7 +230,7 @@ def _is_stepwise(vlm: VLM, options: dict[str, Any]) -> bool:
 class _Tape:
     """The listeners of one recording, and what they heard."""
 
-    def __init__(self, vlm: VLM, input_ids: Tensor, image_budget: int, kept: int = 1) -> None:
+    def __init__(self, vlm: VLM, input_ids: Tensor, keep: Keep, kept: int = 1) -> None:
         self._vlm, self._kept = vlm, kept
         anatomy = vlm.anatomy
         self._heard: dict[str, list[Tensor]] = {}
@@ -216,9 +238,13 @@ class _Tape:
         self._positions = [(row == image).nonzero().flatten() for row in input_ids]
         size = torch.finfo(vlm.dtype).bits // 8
         longest = max((len(positions) for positions in self._positions), default=0)
-        fits = longest * len(anatomy.blocks) * anatomy.width * size <= image_budget
+        fits = longest * len(anatomy.blocks) * anatomy.width * size <= keep.image_budget
+        self._slices = [_as_slice(positions) for positions in self._positions]
         shapes = [(len(anatomy.blocks), len(positions), anatomy.width) for positions in self._positions]
-        self._images = [torch.zeros(shape, dtype=vlm.dtype) for shape in shapes] if fits else None
+        equal = all(block.ffn.width == anatomy.width for block in anatomy.blocks)
+        # every number is written over where all FFNs are as wide, so that filling would be a second pass over them
+        make = torch.empty if equal else torch.zeros
+        self._images = [make(shape, dtype=vlm.dtype) for shape in shapes] if fits else None
         self.inputs: dict[str, Listener] = {
             anatomy.blocks[0].module: self._note("entry"),
             anatomy.norm.module: self._note("stream"),
@@ -227,7 +253,7 @@ class _Tape:
         for index, block in enumerate(anatomy.blocks):
             self.inputs[block.ffn.module] = self._note_activations(index)
             self.outputs |= {write.module: self._note(write.module) for write in block.writes}
-            if block.ffn.gate:
+            if keep.gates and block.ffn.gate:
                 self.outputs[block.ffn.gate] = self._note(f"gate {index}")
 
     def _note(self, key: str) -> Listener:
@@ -248,8 +274,8 @@ class _Tape:
             nonlocal prefilled
             note(x)
             if self._images is not None and not prefilled:
-                for kept, row, own in zip(self._images, x.detach(), self._positions, strict=True):
-                    kept[block, :, : x.shape[-1]] = row[own.to(x.device)].cpu()
+                for kept, row, own in zip(self._images, x.detach(), self._slices, strict=True):
+                    kept[block, :, : x.shape[-1]] = row[own]
             prefilled = True
 
         return listener
@@ -266,7 +292,7 @@ class _Tape:
         anatomy = self._vlm.anatomy
         steps = [len(own) for own in tokens]
         columns = [f"activations {index}" for index in range(len(anatomy.blocks))]
-        gates = [f"gate {index}" for index, block in enumerate(anatomy.blocks) if block.ffn.gate]
+        gates = [key for index in range(len(anatomy.blocks)) if (key := f"gate {index}") in self._heard]
         writes = [write.module for block in anatomy.blocks for write in block.writes]
         activations = self._stack(columns, steps, emitted, anatomy.width)
         gated = self._stack(gates, steps, emitted, anatomy.width) if len(gates) == len(anatomy.blocks) else None
@@ -309,6 +335,13 @@ class _Tape:
             for row, own in enumerate(stacked):
                 own[:, place, : heard.shape[-1]] = heard[row, : len(own)]
         return stacked
+
+
+def _as_slice(positions: Int[Tensor, "positions"]) -> slice | Tensor:
+    """Positions that lie side by side, as most pictures' do, as a slice, which is read without a copy."""
+    if len(positions) and int(positions[-1] - positions[0]) == len(positions) - 1:
+        return slice(int(positions[0]), int(positions[-1]) + 1)
+    return positions
 
 
 def _generate(
