@@ -10,7 +10,8 @@ from lemminflect import getAllInflections, getAllLemmas, getAllLemmasOOV
 import mmneurons as mmn
 from bench.measured import Measured, Unit
 from bench.wordnet import WordNet
-from mmneurons.neurons import PromotedBy, output_vectors, promoted_tokens
+from mmneurons.neurons import output_vectors
+from mmneurons.promotion import PromotedBy, promoted_tokens
 from mmneurons.vlm.readout import readout
 
 __all__ = ["READINGS", "hits", "promises", "read_by", "terms"]

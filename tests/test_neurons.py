@@ -4,7 +4,8 @@ import torch
 
 import mmneurons as mmn
 from mmneurons.errors import OptionError
-from mmneurons.neurons import NeuronRow, NeuronTable, output_vectors, promoted_ids
+from mmneurons.neurons import NeuronRow, NeuronTable, output_vectors
+from mmneurons.promotion import promoted_ids
 
 CAPTION = "An image of a dog and a ball."
 

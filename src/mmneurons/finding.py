@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from difflib import SequenceMatcher, get_close_matches
-from typing import Literal, TypedDict, Unpack, cast, overload
+from difflib import SequenceMatcher
+from typing import Literal, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -25,27 +25,23 @@ from mmneurons.errors import OptionError, WordNotFoundError
 from mmneurons.finders import FINDERS, Contribution, Finder, Scores, Target, make_finder, score_all, takes_seed
 from mmneurons.finders.contribution import ANOTHER_WORD
 from mmneurons.heatmaps import Heatmap
-from mmneurons.neurons import NeuronRow, NeuronTable, PromotedBy, output_vectors, promoted_tokens
+from mmneurons.neurons import NeuronRow, NeuronTable, output_vectors
+from mmneurons.promotion import PromotedBy, promoted_tokens
+from mmneurons.recordings import RecordOptions, as_list, is_many, record_pictures, refuse_unknown, spell
 from mmneurons.vlm.geometry import geometry
-from mmneurons.vlm.inputs import PREFIX, PROMPT, Request, check_inputs, continuation, make_inputs
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, open_picture
 from mmneurons.vlm.recording import (
-    IMAGE_BUDGET,
-    Keep,
     Recording,
-    end_token_id,
     image_activations,
-    record_forced,
-    record_generation,
 )
-from mmneurons.words import Tokenizer, Word, find_words, same_word, token_spans
+from mmneurons.words import Tokenizer, Word, find_words, same_word, stands_in, token_spans
 
-__all__ = ["FindOptions", "Finding", "RecordOptions", "WordFinding", "caption", "find", "record"]
+__all__ = ["Explained", "FindOptions", "Finding", "WordFinding", "find"]
 
 Explained = Literal["first", "last", "sum"]
 
-BATCH_SIZE = 8
+Missing = Literal["raise", "skip"]
 
 SCORED_AT_ONCE = 16
 """For how many recordings the write sites and the head are read once, however they were batched."""
@@ -102,7 +98,7 @@ class WordFinding:
         Args:
             k: how many neurons.
             promotes: how many tokens to name for each.
-            by: ``"cosine"`` or ``"product"``, see ``mmneurons.neurons.promoted_ids``.
+            by: ``"cosine"`` or ``"product"``, see ``mmneurons.promotion``.
 
         Raises:
             OptionError: there are not so many neurons.
@@ -119,7 +115,7 @@ class WordFinding:
                 layer=place[0],
                 unit=place[1],
                 score=float(self.scores[place]),
-                share=self._share(float(self.scores[place])),
+                share=self.share(float(self.scores[place])),
                 activation=activation,
                 promotes=promoted,
             )
@@ -164,7 +160,8 @@ class WordFinding:
         assert self.found.picture is not None
         return look.overlay(self.found.picture)
 
-    def _share(self, score: float) -> float | None:
+    def share(self, score: float) -> float | None:
+        """A score over what scores are shares of; None where they are no shares, or of next to nothing."""
         return None if self.total is None or abs(self.total) < 1e-6 else score / self.total
 
     def __repr__(self) -> str:
@@ -257,38 +254,6 @@ class Finding:
         return f"Finding({self.caption!r}, words: {', '.join(self.words) or 'none'})"
 
 
-class RecordOptions(TypedDict, total=False):
-    """How a caption comes about.
-
-    Attributes:
-        prompt: what the model is asked, by default what the paper asks; the chat template is put around it.
-        prefix: how the caption is begun (by default "An image of"). It is part of the input; its words cannot be
-            explained.
-        caption: a caption to record instead of what the model would say. Where it does not begin with the prefix, it is
-            taken whole, without a prefix. For a list of pictures one for all, or a list.
-        inputs: what the model gets, instead of a picture: a batch of one, unpadded, image placeholders expanded.
-        batch_size: how many pictures are generated for at once; 8.
-        max_new_tokens: where a caption is cut; 50.
-        seed: of whatever is drawn: sampling, where ``generation`` asks for it, and finders that draw.
-        image_budget: how many bytes of activations at image positions are kept of one picture, for heatmaps; 512 MiB.
-            Beyond it a heatmap costs one more prefill.
-        gates: whether the gates alone are kept, for ``activation="gate"``; ``find`` keeps them where its finder needs
-            them.
-        generation: further options of transformers' ``generate``. Greedy by default.
-    """
-
-    prompt: str
-    prefix: str
-    caption: str | Sequence[str] | None
-    inputs: Mapping[str, Tensor] | None
-    batch_size: int
-    max_new_tokens: int
-    seed: int | None
-    image_budget: int
-    gates: bool
-    generation: Mapping[str, object] | None
-
-
 class FindOptions(RecordOptions, total=False):
     """How a caption comes about, and the options of the finder.
 
@@ -311,6 +276,7 @@ def find(
     words: Sequence[str] | None = None,
     finder: str | Finder = "contribution",
     token: Explained = "first",
+    missing: Missing = "raise",
     **options: Unpack[FindOptions],
 ) -> Finding: ...
 @overload
@@ -321,6 +287,7 @@ def find(
     words: Sequence[str] | None = None,
     finder: str | Finder = "contribution",
     token: Explained = "first",
+    missing: Missing = "raise",
     **options: Unpack[FindOptions],
 ) -> list[Finding]: ...
 def find(
@@ -330,6 +297,7 @@ def find(
     words: Sequence[str] | None = None,
     finder: str | Finder = "contribution",
     token: Explained = "first",
+    missing: Missing = "raise",
     **options: Unpack[FindOptions],
 ) -> Finding | list[Finding]:
     """Find the neurons behind the words of a picture's caption.
@@ -342,6 +310,8 @@ def find(
         token: which token of a word is explained: its ``"first"``, its ``"last"``, or the ``"sum"`` over all, each at
             its own emitting position with its own reference. A contrast with another word (``against="cat"``) explains
             the first token where the two differ instead.
+        missing: what to do where a word in ``words`` is not in a caption: ``"raise"``, or ``"skip"`` it, which leaves
+            that finding without it.
         **options: see ``FindOptions`` and ``RecordOptions``.
 
     Returns:
@@ -356,141 +326,37 @@ def find(
     """
     if token not in ("first", "last", "sum"):
         raise OptionError(f"token={token!r} is not possible. Choose 'first', 'last' or 'sum'.")
+    if missing not in ("raise", "skip"):
+        raise OptionError(f"missing={missing!r} is not possible. Choose 'raise' or 'skip'.")
     _check_options(finder, options)
     asked = {name: value for name, value in options.items() if name in RecordOptions.__annotations__}
     scorer, contrast = _scorer(finder, {name: value for name, value in options.items() if name not in asked}, options)
-    pictures = None if images is None else [open_picture(image) for image in _as_list(images)]
+    pictures = None if images is None else [open_picture(image) for image in as_list(images)]
     if isinstance(scorer, Contribution) and scorer.activation == "gate":
         asked["gates"] = True
-    recordings = _record(vlm, pictures, **cast(RecordOptions, asked))
+    recordings = record_pictures(vlm, pictures, **cast(RecordOptions, asked))
     bare = [
         Finding(vlm, recording, recording.caption, (), picture, scorer, token)
         for recording, picture in zip(recordings, [None] if pictures is None else pictures, strict=True)
     ]
     findings = []
     for start in range(0, len(bare), SCORED_AT_ONCE):
-        batch = [(found, _words(found, words)) for found in bare[start : start + SCORED_AT_ONCE]]
+        batch = [(found, _words(found, words, missing)) for found in bare[start : start + SCORED_AT_ONCE]]
         scored = _score(batch, contrast)
         findings += [replace(found, parts=tuple(parts)) for (found, _), parts in zip(batch, scored, strict=True)]
-    return findings if _is_many(images) else findings[0]
+    return findings if is_many(images) else findings[0]
 
 
-@overload
-def record(vlm: VLM, images: PictureLike | None = None, **options: Unpack[RecordOptions]) -> Recording: ...
-@overload
-def record(
-    vlm: VLM, images: list[PictureLike] | tuple[PictureLike, ...], **options: Unpack[RecordOptions]
-) -> list[Recording]: ...
-def record(
-    vlm: VLM,
-    images: PictureLike | list[PictureLike] | tuple[PictureLike, ...] | None = None,
-    **options: Unpack[RecordOptions],
-) -> Recording | list[Recording]:
-    """Let the model caption a picture once and keep what its neurons did.
-
-    Args:
-        vlm: the model.
-        images: one picture, or a list of them.
-        **options: see ``RecordOptions``.
-
-    Returns:
-        One recording, or a list of them for a list of pictures.
-
-    Raises:
-        OptionError: an option has a value that it cannot have.
-        PictureError: a picture cannot be read.
-        RecordingError: the generation cannot be recorded as asked.
-    """
-    pictures = None if images is None else [open_picture(image) for image in _as_list(images)]
-    recordings = _record(vlm, pictures, **options)
-    return recordings if _is_many(images) else recordings[0]
-
-
-@overload
-def caption(vlm: VLM, images: PictureLike, **options: Unpack[RecordOptions]) -> str: ...
-@overload
-def caption(
-    vlm: VLM, images: list[PictureLike] | tuple[PictureLike, ...], **options: Unpack[RecordOptions]
-) -> list[str]: ...
-def caption(
-    vlm: VLM, images: PictureLike | list[PictureLike] | tuple[PictureLike, ...], **options: Unpack[RecordOptions]
-) -> str | list[str]:
-    """What the model says of a picture: the caption that ``find`` explains. Arguments and errors as in ``record``."""
-    options["image_budget"] = 0
-    captions = [recording.caption for recording in _record(vlm, [open_picture(p) for p in _as_list(images)], **options)]
-    return captions if _is_many(images) else captions[0]
-
-
-def _record(vlm: VLM, pictures: Sequence[Image.Image] | None, **options: Unpack[RecordOptions]) -> list[Recording]:
-    _refuse_unknown(options, list(RecordOptions.__annotations__))
-    prompt, prefix = options.get("prompt", PROMPT), options.get("prefix", PREFIX)
-    keep = Keep(options.get("image_budget", IMAGE_BUDGET), options.get("gates", False))
-    batch_size, max_new_tokens = options.get("batch_size", BATCH_SIZE), options.get("max_new_tokens", 50)
-    inputs, given = options.get("inputs"), options.get("caption")
-    for name, count in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
-        if not isinstance(count, int) or count < 1:
-            raise OptionError(f"{name}={count!r} is not possible: it has to be a whole number from 1.")
-    if given is not None and pictures is not None:
-        return _record_captions(vlm, pictures, prompt, prefix, given, keep)
-    if inputs is not None and pictures is None and given is None:
-        requests = [check_inputs(vlm, inputs)]
-    elif pictures is not None and inputs is None:
-        requests = [make_inputs(vlm, picture, prompt, prefix) for picture in pictures]
-    else:
-        raise OptionError("Pass pictures, or inputs={…} without a caption, and not both.")
-    generation = options.get("generation") or {}
-    recordings = []
-    for start in range(0, len(requests), batch_size):
-        batch = requests[start : start + batch_size]
-        recordings += record_generation(vlm, batch, max_new_tokens, options.get("seed"), keep, **generation)
-    return [_read(vlm, recording) for recording in recordings]
-
-
-def _record_captions(
-    vlm: VLM,
-    pictures: Sequence[Image.Image],
-    prompt: str,
-    prefix: str,
-    caption: str | Sequence[str],
-    keep: Keep,
-) -> list[Recording]:
-    captions = [caption] * len(pictures) if isinstance(caption, str) else list(caption)
-    if len(captions) != len(pictures):
-        raise OptionError(f"There are {len(pictures)} pictures and {len(captions)} captions.")
-    recordings = []
-    for picture, text in zip(pictures, captions, strict=True):
-        if not text.strip():
-            raise OptionError("The caption to explain holds no word.")
-        begun = prefix if text.startswith(prefix) else ""
-        request = make_inputs(vlm, picture, prompt, begun)
-        rest = text.removeprefix(begun)
-        tokens = [*_spell(vlm, request, rest), *end_token_id(vlm)]
-        recordings.append(_read(vlm, record_forced(vlm, request, tokens, keep)))
-    return recordings
-
-
-def _read(vlm: VLM, recording: Recording) -> Recording:
-    """Add the caption and where each token stands in it."""
-    tokenizer = getattr(vlm.processor, "tokenizer", None)
-    if tokenizer is None:
-        return recording
-    prompt = recording.inputs["input_ids"][0].tolist()
-    text, spans = token_spans(tokenizer, prompt, recording.token_ids.tolist())
-    prefix = recording.request.prefix
-    # without a prefix the blank that joins the caption to the prompt is no part of it
-    blank = 0 if prefix else len(text) - len(text.lstrip())
-    shift = len(prefix) - blank
-    moved = tuple((max(0, start + shift), max(0, end + shift)) for start, end in spans)
-    return replace(recording, caption=prefix + text[blank:], spans=moved)
-
-
-def _words(bare: Finding, wanted: Sequence[str] | None) -> Sequence[Word]:
+def _words(bare: Finding, wanted: Sequence[str] | None, missing: Missing) -> Sequence[Word]:
     if bare.vlm.processor is None:
         if wanted:
             raise OptionError("Words need a processor; without one use found.at(step).")
         return ()
     begun = len(bare.recording.request.prefix)
-    return find_words(bare.caption, begun, bare.recording.spans, [wanted] if isinstance(wanted, str) else wanted)
+    names = [wanted] if isinstance(wanted, str) else wanted
+    if names is not None and missing == "skip":
+        names = [name for name in names if stands_in(bare.caption, begun, name)]
+    return find_words(bare.caption, begun, bare.recording.spans, names)
 
 
 def _score(batch: Sequence[tuple[Finding, Sequence[Word]]], contrast: str | None) -> list[list[WordFinding]]:
@@ -546,7 +412,7 @@ def _contrasted(bare: Finding, word: Word, other: str) -> Target:
         raise OptionError("against='' names no word to contrast with.")
     begun = len(recording.request.prefix)
     before, after = bare.caption[begun : word.start], bare.caption[word.end :]
-    spelt = _spell(bare.vlm, recording.request, before + other + after)
+    spelt = spell(bare.vlm, recording.request, before + other + after)
     _, spans = token_spans(_tokenizer(bare.vlm), recording.inputs["input_ids"][0].tolist(), spelt)
     said = recording.token_ids.tolist()
     differs = next((step for step, (own, new) in enumerate(zip(said, spelt)) if own != new), None)
@@ -561,23 +427,12 @@ def _contrasted(bare: Finding, word: Word, other: str) -> Target:
 
 
 def _check_options(finder: str | Finder, options: Mapping[str, object]) -> None:
-    known = [*RecordOptions.__annotations__, "words", "finder", "token"]
+    known = [*RecordOptions.__annotations__, "words", "finder", "token", "missing"]
     if finder in FINDERS:
         known += [field.name for field in fields(FINDERS[str(finder)])]
     elif isinstance(finder, str):
         return
-    _refuse_unknown(options, known)
-
-
-def _refuse_unknown(options: Mapping[str, object], known: Sequence[str]) -> None:
-    for name in options:
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            meant = f"Did you mean {close[0]}? " if close else ""
-            raise OptionError(
-                f"There is no option {name}. {meant}There are: {', '.join(known)}. Options of generate, such as "
-                "temperature or num_beams, go into generation={…}."
-            )
+    refuse_unknown(options, known)
 
 
 def _scorer(finder: str | Finder, own: dict[str, object], options: FindOptions) -> tuple[Finder, str | None]:
@@ -596,22 +451,8 @@ def _scorer(finder: str | Finder, own: dict[str, object], options: FindOptions) 
     return make_finder(finder, own), None
 
 
-def _spell(vlm: VLM, request: Request, text: str) -> list[int]:
-    """The ids of a caption after its prefix; without a prefix a blank joins it to the prompt."""
-    joined = bool(request.prefix) or not request.text or request.text[-1].isspace()
-    return continuation(vlm, request, text if joined else f" {text}")
-
-
 def _tokenizer(vlm: VLM) -> Tokenizer:
     tokenizer = getattr(vlm.processor, "tokenizer", None)
     if tokenizer is None:
         raise OptionError("Words need a processor; without one use found.at(step).")
     return tokenizer
-
-
-def _is_many(images: object) -> bool:
-    return isinstance(images, list | tuple)
-
-
-def _as_list(images: PictureLike | list[PictureLike] | tuple[PictureLike, ...]) -> list[PictureLike]:
-    return list(images) if isinstance(images, list | tuple) else [images]

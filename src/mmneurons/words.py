@@ -13,7 +13,7 @@ from mmneurons.english import KINDS_OF_THEIR_OWN, are_forms, compounds_in, fold
 from mmneurons.errors import OptionError, WordNotFoundError
 from mmneurons.nouns import Noun, nouns
 
-__all__ = ["Noun", "Tokenizer", "Word", "find_words", "nouns", "same_word", "token_spans"]
+__all__ = ["Noun", "Tokenizer", "Word", "find_words", "nouns", "same_word", "stands_in", "token_spans"]
 
 CONTEXT_TOKENS = 16
 """How many tokens of the prompt's end are decoded with the generated ones; tokenizers look back one or two."""
@@ -169,6 +169,18 @@ def same_word(name: str, word: Word) -> bool:
     """
     asked = fold(name.strip())
     return are_forms(asked, fold(word.text)) or are_forms(asked, fold(word.surface))
+
+
+def stands_in(caption: str, generated_start: int, name: str) -> bool:
+    """Whether ``find_words`` would find a word that is named.
+
+    Raises:
+        OptionError: The name is blank.
+    """
+    try:
+        return bool(_places(caption, generated_start, name))
+    except WordNotFoundError:
+        return False
 
 
 def _steps(caption: str, start: int, end: int, spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from mmneurons.vlm.model import VLM
 if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
-__all__ = ["load", "wrap"]
+__all__ = ["load", "without_bars", "wrap"]
 
 
 def load(
@@ -92,6 +93,18 @@ def wrap(model: PreTrainedModel, processor: ProcessorMixin | None = None, anatom
         AnatomyError: the neurons were not found, or what was found failed its measurement.
     """
     return _measured(model, processor, anatomy, getattr(model, "name_or_path", "") or type(model).__name__)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Load without transformers' progress bars; afterwards they are as they were."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _measured(model: PreTrainedModel, processor: ProcessorMixin | None, anatomy: Anatomy | None, name: str) -> VLM:
