@@ -3,12 +3,15 @@
 __all__ = [
     "AnatomyError",
     "DemoPartsMissingError",
+    "ExtraMissingError",
     "MMNeuronsError",
     "ModelLoadError",
     "NounPipelineMissingError",
     "OptionError",
     "PictureError",
     "RecordingError",
+    "RunError",
+    "SourceError",
     "WordNotFoundError",
 ]
 
@@ -48,6 +51,24 @@ class PictureError(MMNeuronsError):
     """A picture could not be read."""
 
     page = "picture"
+
+
+class SourceError(MMNeuronsError):
+    """What was named as pictures holds none, does not exist, or does not say where its pictures are."""
+
+    page = "source"
+
+
+class RunError(MMNeuronsError):
+    """A run folder cannot be used as asked: of another model or other options, in use, or not a run folder."""
+
+    page = "run"
+
+
+class ExtraMissingError(MMNeuronsError):
+    """A package that only some commands need is not installed."""
+
+    page = "extra-missing"
 
 
 class RecordingError(MMNeuronsError):
