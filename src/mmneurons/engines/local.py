@@ -1,0 +1,373 @@
+"""A whole data set in this process: pictures in, a run folder out, stopped and gone on with at will."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, TypedDict, Unpack
+
+from PIL import Image
+
+from mmneurons import sources
+from mmneurons.engines.rows import Depth, Meanings, ShardRows
+from mmneurons.errors import MMNeuronsError, OptionError
+from mmneurons.finders import Finder
+from mmneurons.finders.contribution import Contribution
+from mmneurons.finding import Explained, Finding, find
+from mmneurons.nouns import nouns
+from mmneurons.promotion import PromotedBy, check_by, promoter
+from mmneurons.recordings import BATCH_SIZE, MAX_NEW_TOKENS, refuse_unknown
+from mmneurons.runs.reader import Run, open_run
+from mmneurons.runs.writer import begin, finished_sources, locked, write_shard
+from mmneurons.vlm.fingerprint import fingerprint
+from mmneurons.vlm.inputs import PREFIX, PROMPT
+from mmneurons.vlm.model import VLM
+from mmneurons.vlm.pictures import decode_picture
+from mmneurons.vlm.recording import IMAGE_BUDGET
+
+__all__ = ["SHARD", "Progress", "RunOptions", "run"]
+
+SHARD = 32
+"""How many pictures are written at once, and lost at most when a run is killed."""
+
+
+class RunOptions(TypedDict, total=False):
+    """How captions come about, and the options of the finder: those of ``mmn.find`` that are the same for all pictures.
+
+    Attributes:
+        prompt: see ``mmneurons.recordings.RecordOptions``; likewise those up to ``generation``.
+        prefix: how captions are begun.
+        batch_size: how many pictures are generated for at once. It may be changed when a run is gone on with.
+        max_new_tokens: where a caption is cut.
+        generation: further options of ``generate``.
+        against: see ``mmneurons.finding.FindOptions``; likewise the rest.
+        norm: of ``contribution``.
+        activation: of ``contribution``.
+    """
+
+    prompt: str
+    prefix: str
+    batch_size: int
+    max_new_tokens: int
+    generation: Mapping[str, object] | None
+    against: str | None
+    norm: Literal["frozen"] | None
+    activation: Literal["product", "gate"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        total: how many pictures there are.
+        before: how many of them had been done when this began.
+        done: how many are done now.
+        failed: how many of those could not be read or captioned.
+        duplicates: how many are copies of an earlier one.
+        words: how many words have been explained since this began.
+        seconds: since this began.
+    """
+
+    total: int
+    before: int
+    done: int
+    failed: int
+    duplicates: int
+    words: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A picture that has been read: its bytes' hash, and the picture or what was wrong."""
+
+    source: str
+    image_id: str | None
+    picture: Image.Image | None
+    error: str | None
+
+
+def run(
+    vlm: VLM,
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    column: str | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+    words: Sequence[str] | None = None,
+    finder: str | Finder = "contribution",
+    token: Explained = "first",
+    neurons: int = 10,
+    promotes: int = 10,
+    by: PromotedBy = "cosine",
+    maps: int = 10,
+    shard: int = SHARD,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Unpack[RunOptions],
+) -> Run:
+    """Find the neurons behind the words of every picture's caption, into a run folder.
+
+    The same call again goes on where the last one stopped, however it was stopped. A picture that cannot be read is a
+    row with its error; one whose bytes were met before is a row that says so.
+
+    Args:
+        vlm: the model.
+        inputs: what ``mmneurons.sources.gather`` takes: files, folders, globs, a Parquet file, a dataset's folder,
+            annotation files.
+        out: the run folder; made if it is not there.
+        images: the folder of the pictures that annotation files name.
+        column: the column of a table that holds the pictures.
+        limit: only the first so many pictures. It may grow when a run is gone on with.
+        sample: only so many pictures, drawn with ``seed``.
+        seed: of what is drawn: pictures, tokens where ``generation`` asks for sampling, and finders that draw.
+        words: the words to explain where a caption holds them; by default the nouns of every caption.
+        finder: as in ``mmn.find``.
+        token: as in ``mmn.find``.
+        neurons: how many of a word's best neurons are written down.
+        promotes: how many tokens that each of them promotes.
+        by: how these are ranked, see ``mmneurons.promotion``.
+        maps: for how many of the neurons a heatmap; and one of their mean.
+        shard: how many pictures are written at once, and lost at most when the run is killed.
+        progress: is told after every batch how far the run is.
+        **options: see ``RunOptions``.
+
+    Returns:
+        The run folder, opened.
+
+    Raises:
+        OptionError: an option has a value that it cannot have.
+        SourceError: ``inputs`` name no picture.
+        RunError: the folder is of another model or other options, or in use.
+    """
+    depth = _depth(vlm, neurons, promotes, maps)
+    check_by(by)
+    refuse_unknown(options, list(RunOptions.__annotations__))
+    if not isinstance(shard, int) or shard < 1:
+        raise OptionError(f"shard={shard!r} is not possible: it has to be a whole number from 1.")
+    named = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    items = sources.gather(named, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    batch_size = options.get("batch_size", BATCH_SIZE)
+
+    def find_all(pictures: list[Image.Image]) -> list[Finding]:
+        return find(
+            vlm,
+            [*pictures],
+            words=words,
+            finder=finder,
+            token=token,
+            missing="skip",
+            image_budget=_budget(depth),
+            seed=seed,
+            **options,
+        )
+
+    find_all([])  # what is wrong with the options shows here, before anything is written
+    if words is None:
+        nouns("An image of a dog.")
+    about = {
+        "model": describe_model(vlm),
+        "options": {
+            "words": None if words is None else list(words),
+            "finder": finder if isinstance(finder, str) else repr(finder),
+            "token": token,
+            "prompt": options.get("prompt", PROMPT),
+            "prefix": options.get("prefix", PREFIX),
+            "max_new_tokens": options.get("max_new_tokens", MAX_NEW_TOKENS),
+            "generation": dict(options.get("generation") or {}),
+            **_finder_options(finder, options),
+            **asdict(depth),
+            "by": by,
+            "seed": seed,
+        },
+        "pictures": {
+            "inputs": [os.fspath(name) for name in named],
+            "images": None if images is None else os.fspath(images),
+            "column": column,
+            "sample": sample,
+            "limit": limit,
+        },
+        "total": len(items),
+        "folder": os.getcwd(),
+        "versions": {name: version(name) for name in ("mmneurons", "transformers", "torch")}
+        | {"python": platform.python_version()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    path = Path(out)
+    with locked(path):
+        begin(path, about)
+        _work(vlm, path, items, find_all, depth, by, batch_size, shard, progress)
+    return open_run(path)
+
+
+def describe_model(vlm: VLM) -> dict[str, object]:
+    """What a run folder says of its model."""
+    return {
+        "name": vlm.name,
+        "revision": getattr(vlm.model.config, "_commit_hash", None),
+        "class": type(vlm.model).__name__,
+        "dtype": str(vlm.dtype).removeprefix("torch."),
+        "fingerprint": fingerprint(vlm.model),
+        "blocks": len(vlm.anatomy.blocks),
+        "width": vlm.anatomy.width,
+    }
+
+
+def _work(
+    vlm: VLM,
+    path: Path,
+    items: Sequence[sources.Item],
+    find_all: Callable[[list[Image.Image]], list[Finding]],
+    depth: Depth,
+    by: PromotedBy,
+    batch_size: int,
+    shard: int,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    finished = finished_sources(path)
+    done = set(finished["source"])
+    met = set(finished["image_id"].drop_nulls())
+    counts = {status: int((finished["status"] == status).sum()) for status in ("ok", "duplicate", "error")}
+    todo = [item for item in items if item.source not in done]
+    before, words, started = len(items) - len(todo), 0, time.perf_counter()
+    del finished, done
+
+    def tell() -> None:
+        if progress is not None:
+            gone = time.perf_counter() - started
+            count = sum(counts.values())
+            progress(Progress(len(items), before, count, counts["error"], counts["duplicate"], words, gone))
+
+    tell()
+    meanings = Meanings(promoter(vlm, by), depth.promotes) if todo else None
+    batches = _ahead(_batches(todo, batch_size, shard))
+    for start in range(0, len(todo), shard):
+        rows = ShardRows(depth)
+        for _ in range(-(-len(todo[start : start + shard]) // batch_size)):
+            began = time.perf_counter()
+            batch = next(batches)
+            outcomes = _outcomes(batch, met, find_all)
+            each = (time.perf_counter() - began) / len(batch)
+            for read, outcome in zip(batch, outcomes, strict=True):
+                counts[_write_down(rows, read, outcome, each)] += 1
+                words += len(outcome) if isinstance(outcome, Finding) else 0
+            tell()
+        assert meanings is not None
+        write_shard(path, rows.finish(meanings))
+
+
+def _outcomes(
+    batch: Sequence[_Read], met: set[str], find_all: Callable[[list[Image.Image]], list[Finding]]
+) -> list[Finding | str | None]:
+    """For every picture of a batch a finding, what went wrong, or None where it was met before."""
+    fresh: dict[str, Image.Image] = {}
+    for read in batch:
+        if read.picture is not None and read.image_id not in met:
+            fresh.setdefault(str(read.image_id), read.picture)
+    met.update(fresh)
+    found: dict[str, Finding | str] = dict(zip(fresh, _find_each(find_all, list(fresh.values())), strict=True))
+    return [read.error if read.picture is None else found.pop(str(read.image_id), None) for read in batch]
+
+
+def _write_down(rows: ShardRows, read: _Read, outcome: Finding | str | None, seconds: float) -> str:
+    """A picture's rows; its status comes back."""
+    size = None if read.picture is None else read.picture.size
+    if isinstance(outcome, Finding) and read.picture is not None:
+        rows.add_image(read.source, read.image_id, "ok", size=size, caption=outcome.caption, seconds=seconds)
+        rows.add_finding(str(read.image_id), outcome, read.picture)
+        return "ok"
+    if isinstance(outcome, str):
+        rows.add_image(read.source, read.image_id, "error", size=size, error=outcome, seconds=seconds)
+        return "error"
+    rows.add_image(read.source, read.image_id, "duplicate", size=size, seconds=seconds)
+    return "duplicate"
+
+
+def _find_each(
+    find_all: Callable[[list[Image.Image]], list[Finding]], pictures: list[Image.Image]
+) -> list[Finding | str]:
+    """A finding for every picture, or what went wrong with it.
+
+    Where a batch fails, its pictures are tried one by one, so that one of them does not take the others along.
+
+    Raises:
+        RuntimeError: all pictures of a batch of several fail, and not by an error of ours: then it is not the pictures.
+    """
+    if not pictures:
+        return []
+    try:
+        return list(find_all(pictures))
+    except (MMNeuronsError, ArithmeticError, LookupError, MemoryError, RuntimeError, ValueError) as error:
+        if len(pictures) == 1:
+            return [f"{type(error).__name__}: {_message(error)}"]
+        outcomes = [outcome for picture in pictures for outcome in _find_each(find_all, [picture])]
+        if not isinstance(error, MMNeuronsError) and all(isinstance(outcome, str) for outcome in outcomes):
+            raise
+        return outcomes
+
+
+def _message(error: Exception) -> str:
+    """An error's message without the name of its page, which a table does not need."""
+    return (str(error).split("\n(more: docs/")[0] or "no message").strip()
+
+
+def _batches(items: Sequence[sources.Item], batch_size: int, shard: int) -> Iterator[list[sources.Item]]:
+    """The batches of every shard; none reaches over the end of its shard, so that a resumed run has the same ones."""
+    for first in range(0, len(items), shard):
+        own = items[first : first + shard]
+        for start in range(0, len(own), batch_size):
+            yield list(own[start : start + batch_size])
+
+
+def _ahead(batches: Iterable[list[sources.Item]]) -> Iterator[list[_Read]]:
+    """Read and decode the next batch while the model is at work on the last one."""
+    with ThreadPoolExecutor(1, "read pictures") as pool:
+        waiting = None
+        for batch in batches:
+            following = pool.submit(lambda items: [_read(item) for item in items], batch)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
+
+
+def _read(item: sources.Item) -> _Read:
+    image_id = None
+    try:
+        data = item.read()
+        image_id = sources.image_id(data)
+        return _Read(item.source, image_id, decode_picture(data, item.source), None)
+    except MMNeuronsError as error:
+        return _Read(item.source, image_id, None, f"{type(error).__name__}: {_message(error)}")
+
+
+def _depth(vlm: VLM, neurons: int, promotes: int, maps: int) -> Depth:
+    count = sum(block.ffn.width for block in vlm.anatomy.blocks)
+    for name, value, least in (("neurons", neurons, 1), ("promotes", promotes, 0), ("maps", maps, 0)):
+        if not isinstance(value, int) or not least <= value <= count:
+            raise OptionError(f"{name}={value!r} is not possible: it has to be a whole number from {least} to {count}.")
+    return Depth(neurons, promotes, maps)
+
+
+def _budget(depth: Depth) -> int:
+    return IMAGE_BUDGET if depth.maps else 0
+
+
+def _finder_options(finder: str | Finder, options: RunOptions) -> dict[str, object]:
+    """What the finder's own options are, those that were left out included."""
+    if finder != "contribution":
+        return {}
+    default = Contribution()
+    own: dict[str, object] = {**options}
+    return {name: own.get(name, getattr(default, name)) for name in ("against", "norm", "activation")}
