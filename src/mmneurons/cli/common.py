@@ -1,0 +1,70 @@
+"""Options that several subcommands have, with one name and one meaning each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import mmneurons as mmn
+
+__all__ = [
+    "AllowPickle",
+    "AsJson",
+    "DeviceMap",
+    "Dtype",
+    "Model",
+    "Quiet",
+    "Revision",
+    "RunFolder",
+    "TrustRemoteCode",
+    "load_model",
+]
+
+MODEL = "Model"
+
+Model = Annotated[
+    str,
+    typer.Option("--model", help='"demo", the name of a checkpoint on the hub, or a folder.', rich_help_panel=MODEL),
+]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="Of the weights, such as bfloat16.", rich_help_panel=MODEL)]
+DeviceMap = Annotated[
+    str | None, typer.Option("--device-map", help='Where the weights go, such as "auto".', rich_help_panel=MODEL)
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.", rich_help_panel=MODEL)
+]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Read weights that can run code.", rich_help_panel=MODEL)
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the checkpoint's code.", rich_help_panel=MODEL)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as 'mmn find' makes it.")]
+
+
+def load_model(
+    model: str,
+    dtype: str | None,
+    device_map: str | None,
+    revision: str | None,
+    allow_pickle: bool,
+    trust_remote_code: bool,
+) -> mmn.VLM:
+    """Load a model without the bars and warnings of the libraries below."""
+    import mmneurons as mmn
+    from mmneurons.vlm.loading import without_bars
+
+    with without_bars():
+        return mmn.load(
+            model,
+            dtype=dtype,
+            device_map=device_map,
+            revision=revision,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )

@@ -1,0 +1,185 @@
+"""``mmn find``: the neurons behind the words of many captions, into a run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from mmneurons.cli.common import (
+    AllowPickle,
+    AsJson,
+    DeviceMap,
+    Dtype,
+    Model,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+    load_model,
+)
+from mmneurons.cli.output import Output
+
+if TYPE_CHECKING:
+    from mmneurons.engines.local import Progress, RunOptions
+
+__all__ = ["EXAMPLES", "NONE_EXPLAINED", "command"]
+
+NONE_EXPLAINED = 3
+"""The exit code where no picture of a run could be explained."""
+
+EXAMPLES = """Examples:
+
+    mmn find photos/ --model llava-hf/llava-1.5-7b-hf --out run
+
+    mmn find 'photos/*.jpg' --words dog --words cat --out run
+
+    mmn find annotations/instances_val2017.json --images val2017/ --sample 500 --out run
+
+    mmn find demo:pictures --out run
+
+The same command again goes on where it stopped."""
+
+WORDS, PICTURES = "Words and neurons", "Pictures"
+
+
+def command(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES…",
+            help="Files, folders, globs, a Parquet file, a dataset's folder, COCO or SBU annotations, demo:pictures.",
+        ),
+    ],
+    model: Model = "demo",
+    out: Annotated[Path, typer.Option("--out", help="The run folder.")] = Path("mmn-run"),
+    words: Annotated[
+        list[str] | None,
+        typer.Option("--words", help="A word to explain, again for more. Default: all nouns.", rich_help_panel=WORDS),
+    ] = None,
+    finder: Annotated[
+        str, typer.Option("--finder", help="How neurons are scored.", rich_help_panel=WORDS)
+    ] = "contribution",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            help="What scores are read against: distribution (default), vocabulary, none, or another word.",
+            rich_help_panel=WORDS,
+        ),
+    ] = None,
+    norm: Annotated[
+        Literal["frozen", "none"] | None,
+        typer.Option("--norm", help="frozen (default, exact) or none (the paper's).", rich_help_panel=WORDS),
+    ] = None,
+    activation: Annotated[
+        Literal["product", "gate"] | None,
+        typer.Option("--activation", help="product (default) or gate (the paper's).", rich_help_panel=WORDS),
+    ] = None,
+    token: Annotated[
+        Literal["first", "last", "sum"],
+        typer.Option("--token", help="Which token of a word is explained.", rich_help_panel=WORDS),
+    ] = "first",
+    neurons: Annotated[
+        int, typer.Option("--neurons", help="How many neurons of a word are kept.", rich_help_panel=WORDS)
+    ] = 10,
+    promotes: Annotated[
+        int, typer.Option("--promotes", help="How many tokens that each promotes.", rich_help_panel=WORDS)
+    ] = 10,
+    by: Annotated[
+        Literal["cosine", "product"],
+        typer.Option("--by", help="How these are ranked.", rich_help_panel=WORDS),
+    ] = "cosine",
+    maps: Annotated[int, typer.Option("--maps", help="For how many neurons a heatmap.", rich_help_panel=WORDS)] = 10,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="The folder of the pictures that annotations name.", rich_help_panel=PICTURES),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option("--column", help="The column that holds the pictures.", rich_help_panel=PICTURES)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Only the first so many.", rich_help_panel=PICTURES)
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option("--sample", help="Only so many, drawn with --seed.", rich_help_panel=PICTURES)
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of what is drawn.", rich_help_panel=PICTURES)] = 0,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What the model is asked.", rich_help_panel=WORDS)
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option("--prefix", help="How captions are begun.", rich_help_panel=WORDS)
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", help="Where a caption is cut.", rich_help_panel=WORDS)
+    ] = 50,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="How many pictures at once.")] = 8,
+    shard: Annotated[int, typer.Option("--shard", help="How many pictures are written at once.")] = 32,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find the neurons behind the words of every picture's caption, into a run folder.
+
+    Stop it at any time: the same command again goes on. A picture that cannot be read is a row with its error.
+    """
+    from mmneurons import sources
+    from mmneurons.engines.local import run
+
+    output = Output(as_json, quiet)
+    # before the model, which takes longer: a misspelt folder shows at once
+    sources.gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code)
+    output.note(repr(vlm))
+    options: RunOptions = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    if against is not None:
+        options["against"] = None if against == "none" else against
+    if norm is not None:
+        options["norm"] = None if norm == "none" else norm
+    if activation is not None:
+        options["activation"] = activation
+    if prompt is not None:
+        options["prompt"] = prompt
+    if prefix is not None:
+        options["prefix"] = prefix
+    with output.progress() as tell:
+        last: list[Progress] = []
+
+        def keep_and_tell(now: Progress) -> None:
+            last[:] = [now]
+            tell(now)
+
+        run(
+            vlm,
+            inputs,
+            out,
+            images=images,
+            column=column,
+            limit=limit,
+            sample=sample,
+            seed=seed,
+            words=words or None,
+            finder=finder,
+            token=token,
+            neurons=neurons,
+            promotes=promotes,
+            by=by,
+            maps=maps,
+            shard=shard,
+            progress=keep_and_tell,
+            **options,
+        )
+    (end,) = last
+    explained = end.done - end.failed - end.duplicates
+    text = f"{out}: {explained} pictures explained"
+    text += f", {end.duplicates} met twice" if end.duplicates else ""
+    text += f", {end.failed} failed (their errors: mmn show {out})" if end.failed else ""
+    output.result(text, event="done", run=str(out), **{name: getattr(end, name) for name in end.__dataclass_fields__})
+    output.note(f"look: mmn report {out}    or    mmn show {out}")
+    if not explained and end.total:
+        raise typer.Exit(NONE_EXPLAINED)

@@ -1,0 +1,68 @@
+"""``mmn``: the subcommands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import typer
+
+from mmneurons import __version__
+from mmneurons.cli import demo, doctor, find, report, show
+from mmneurons.cli.output import Output
+from mmneurons.errors import MMNeuronsError
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="mmn",
+    help="Find the neurons of a vision-language model that turn what it sees into the words it says.",
+    epilog="Exit codes: 0 done, 1 not done (the message says why), 2 wrong usage, 3 no picture could be explained, "
+    "130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+for module in (demo, find, show, report, doctor):
+    app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    """What belongs to no subcommand."""
+    if version:
+        typer.echo(f"mmn {__version__}")
+        raise typer.Exit()
+
+
+def main() -> None:
+    """Run the command; a user's mistake is a message and an exit code, not a traceback."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    output = Output("--json" in sys.argv, quiet=False)
+    try:
+        app()
+    except MMNeuronsError as error:
+        output.error(error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        output.note("Stopped. What was written stays; the same command again goes on.")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # whoever read our output has had enough; Python would complain once more when it flushes at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        output.error(error)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
