@@ -233,3 +233,13 @@ def test_shares_of_a_negative_sum_are_noted(llava, picture):
     for word in words:
         assert ("negative sum" in word.top(1).note) == (word.total < 0)
     assert any(word.total < 0 for word in words)
+
+
+def test_words_that_a_caption_lacks_are_skipped_where_that_is_asked_for(vlm, picture, unchecked):
+    found = mmn.find(vlm, picture, caption="An image of two dogs.", words=["cat", "dog"], missing="skip")
+    assert found.words == ("dogs",)
+    assert mmn.find(vlm, picture, caption="An image of two dogs.", words=["cat"], missing="skip").words == ()
+    with pytest.raises(WordNotFoundError):
+        mmn.find(vlm, picture, caption="An image of two dogs.", words=["cat", "dog"])
+    with pytest.raises(OptionError, match="missing='ignore'"):
+        mmn.find(vlm, picture, words=["cat"], missing="ignore")

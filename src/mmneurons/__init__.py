@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mmneurons import demo as demo
+    from mmneurons import runs as runs
+    from mmneurons.engines.local import run as run
     from mmneurons.errors import MMNeuronsError as MMNeuronsError
     from mmneurons.exactness import check_neurons as check_neurons
     from mmneurons.exactness import completeness as completeness
     from mmneurons.finding import Finding as Finding
     from mmneurons.finding import WordFinding as WordFinding
-    from mmneurons.finding import caption as caption
     from mmneurons.finding import find as find
-    from mmneurons.finding import record as record
     from mmneurons.heatmaps import Heatmap as Heatmap
     from mmneurons.neurons import Neuron as Neuron
     from mmneurons.neurons import NeuronTable as NeuronTable
+    from mmneurons.recordings import caption as caption
+    from mmneurons.recordings import record as record
     from mmneurons.vlm.anatomy import Anatomy as Anatomy
     from mmneurons.vlm.loading import load as load
     from mmneurons.vlm.loading import wrap as wrap
@@ -34,12 +36,13 @@ _PLACES = {
     "Recording": "vlm.recording",
     "VLM": "vlm.model",
     "WordFinding": "finding",
-    "caption": "finding",
+    "caption": "recordings",
     "check_neurons": "exactness",
     "completeness": "exactness",
     "find": "finding",
     "load": "vlm.loading",
-    "record": "finding",
+    "record": "recordings",
+    "run": "engines.local",
     "wrap": "vlm.loading",
 }
 
@@ -61,14 +64,16 @@ __all__ = [
     "find",
     "load",
     "record",
+    "run",
+    "runs",
     "wrap",
 ]
 
 
 def __getattr__(name: str) -> object:
     # torch and transformers take seconds to import: nothing here is imported before it is asked for
-    if name == "demo":
-        return import_module("mmneurons.demo")
+    if name in ("demo", "runs"):
+        return import_module(f"mmneurons.{name}")
     if name in _PLACES:
         value = getattr(import_module(f"mmneurons.{_PLACES[name]}"), name)
         globals()[name] = value

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from difflib import SequenceMatcher
-from typing import Literal, Unpack, cast, overload
+from typing import TYPE_CHECKING, Literal, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from mmneurons.vlm.recording import (
     image_activations,
 )
 from mmneurons.words import Tokenizer, Word, find_words, same_word, stands_in, token_spans
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 __all__ = ["Explained", "FindOptions", "Finding", "WordFinding", "find"]
 
@@ -160,6 +163,22 @@ class WordFinding:
         assert self.found.picture is not None
         return look.overlay(self.found.picture)
 
+    def figure(self, neurons: int = 5) -> matplotlib.figure.Figure:
+        """The paper's kind of figure: the picture, and where each neuron looks and what it promotes.
+
+        Save it with ``savefig``, or with ``mmneurons.reports.figures.save_figure``, which writes SVG and PNG.
+
+        Args:
+            neurons: how many of the best.
+
+        Raises:
+            OptionError: there is no picture, or there are not so many neurons.
+            ExtraMissingError: matplotlib is not installed.
+        """
+        from mmneurons.reports.figures import figure, panel_of
+
+        return figure(panel_of(self, neurons))
+
     def share(self, score: float) -> float | None:
         """A score over what scores are shares of; None where they are no shares, or of next to nothing."""
         return None if self.total is None or abs(self.total) < 1e-6 else score / self.total
@@ -243,6 +262,16 @@ class Finding:
         name = f"#{token}" if tokenizer is None else tokenizer.decode([token])
         ((part,),) = _score([(self, [Word(name, name, 0, 0, (step,))])], None)
         return part
+
+    def figure(self, word: str | None = None, neurons: int = 5) -> matplotlib.figure.Figure:
+        """The figure of a word, by default of the first; see ``WordFinding.figure``.
+
+        Raises:
+            WordNotFoundError: it is not among the words, or there is none.
+        """
+        if word is None and not self.parts:
+            raise WordNotFoundError(f"No word of {self.caption!r} is explained, so there is none to draw.")
+        return (self.parts[0] if word is None else self[word]).figure(neurons)
 
     def __iter__(self) -> Iterator[WordFinding]:
         return iter(self.parts)

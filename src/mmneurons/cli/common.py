@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    import mmneurons as mmn
+    from mmneurons.vlm.model import VLM
 
 __all__ = [
     "AllowPickle",
@@ -54,13 +54,12 @@ def load_model(
     revision: str | None,
     allow_pickle: bool,
     trust_remote_code: bool,
-) -> mmn.VLM:
+) -> VLM:
     """Load a model without the bars and warnings of the libraries below."""
-    import mmneurons as mmn
-    from mmneurons.vlm.loading import without_bars
+    from mmneurons.vlm.loading import load, without_bars
 
     with without_bars():
-        return mmn.load(
+        return load(
             model,
             dtype=dtype,
             device_map=device_map,

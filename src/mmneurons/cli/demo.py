@@ -33,7 +33,7 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Find the neurons behind the words of bundled pictures with a small model, print them, and write a report."""
-    from mmneurons import demo
+    from mmneurons.demo import pictures
     from mmneurons.engines.local import run
     from mmneurons.reports.html import write_report
     from mmneurons.reports.sheet import write_sheet
@@ -43,7 +43,7 @@ def command(
     started = time.perf_counter()
     vlm = load_model("demo", None, None, None, False, False)
     output.note(f"{vlm!r}\nloaded in {time.perf_counter() - started:.1f} s")
-    chosen = spread(demo.pictures(), limit)
+    chosen = spread(pictures(), limit)
     truth = {f"demo:pictures/{picture.path.name}": picture.objects for picture in chosen}
     with output.progress() as tell:
         found = run(vlm, list(truth), out / "run", progress=tell)

@@ -128,12 +128,12 @@ def command(
 
     Stop it at any time: the same command again goes on. A picture that cannot be read is a row with its error.
     """
-    from mmneurons import sources
     from mmneurons.engines.local import run
+    from mmneurons.sources import gather
 
     output = Output(as_json, quiet)
     # before the model, which takes longer: a misspelt folder shows at once
-    sources.gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code)
     output.note(repr(vlm))
     options: RunOptions = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from importlib import metadata
 
 import typer
 
-from mmneurons import __version__
 from mmneurons.cli import demo, doctor, find, report, show
 from mmneurons.cli.output import Output
 from mmneurons.errors import MMNeuronsError
@@ -37,7 +37,7 @@ def options(
 ) -> None:
     """What belongs to no subcommand."""
     if version:
-        typer.echo(f"mmn {__version__}")
+        typer.echo(f"mmn {metadata.version('mmneurons')}")
         raise typer.Exit()
 
 

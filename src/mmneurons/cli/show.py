@@ -31,15 +31,15 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Print what a run found: captions, words, and their neurons."""
-    from mmneurons import runs
     from mmneurons.errors import OptionError
     from mmneurons.runs.printing import counted, pages
+    from mmneurons.runs.reader import open_run
 
     for name, value in (("--neurons", neurons), ("--limit", limit)):
         if value is not None and value < 1:
             raise OptionError(f"{name} {value} is not possible: it has to be a whole number from 1.")
     output = Output(as_json)
-    opened = runs.open(run)
+    opened = open_run(run)
     shown = 0
     for page in pages(opened, picture, words or None, neurons, limit):
         output.result(f"{page}\n", **page.to_dict())

@@ -15,7 +15,6 @@ from typing import Literal, TypedDict, Unpack
 
 from PIL import Image
 
-from mmneurons import sources
 from mmneurons.engines.rows import Depth, Meanings, ShardRows
 from mmneurons.errors import MMNeuronsError, OptionError
 from mmneurons.finders import Finder
@@ -26,6 +25,7 @@ from mmneurons.promotion import PromotedBy, check_by, promoter
 from mmneurons.recordings import BATCH_SIZE, MAX_NEW_TOKENS, refuse_unknown
 from mmneurons.runs.reader import Run, open_run
 from mmneurons.runs.writer import begin, finished_sources, locked, write_shard
+from mmneurons.sources import Item, gather, image_id
 from mmneurons.vlm.fingerprint import fingerprint
 from mmneurons.vlm.inputs import PREFIX, PROMPT
 from mmneurons.vlm.model import VLM
@@ -156,7 +156,7 @@ def run(
     if not isinstance(shard, int) or shard < 1:
         raise OptionError(f"shard={shard!r} is not possible: it has to be a whole number from 1.")
     named = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    items = sources.gather(named, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    items = gather(named, images=images, column=column, limit=limit, sample=sample, seed=seed)
     batch_size = options.get("batch_size", BATCH_SIZE)
 
     def find_all(pictures: list[Image.Image]) -> list[Finding]:
@@ -226,7 +226,7 @@ def describe_model(vlm: VLM) -> dict[str, object]:
 def _work(
     vlm: VLM,
     path: Path,
-    items: Sequence[sources.Item],
+    items: Sequence[Item],
     find_all: Callable[[list[Image.Image]], list[Finding]],
     depth: Depth,
     by: PromotedBy,
@@ -321,7 +321,7 @@ def _message(error: Exception) -> str:
     return (str(error).split("\n(more: docs/")[0] or "no message").strip()
 
 
-def _batches(items: Sequence[sources.Item], batch_size: int, shard: int) -> Iterator[list[sources.Item]]:
+def _batches(items: Sequence[Item], batch_size: int, shard: int) -> Iterator[list[Item]]:
     """The batches of every shard; none reaches over the end of its shard, so that a resumed run has the same ones."""
     for first in range(0, len(items), shard):
         own = items[first : first + shard]
@@ -329,7 +329,7 @@ def _batches(items: Sequence[sources.Item], batch_size: int, shard: int) -> Iter
             yield list(own[start : start + batch_size])
 
 
-def _ahead(batches: Iterable[list[sources.Item]]) -> Iterator[list[_Read]]:
+def _ahead(batches: Iterable[list[Item]]) -> Iterator[list[_Read]]:
     """Read and decode the next batch while the model is at work on the last one."""
     with ThreadPoolExecutor(1, "read pictures") as pool:
         waiting = None
@@ -342,14 +342,14 @@ def _ahead(batches: Iterable[list[sources.Item]]) -> Iterator[list[_Read]]:
             yield waiting.result()
 
 
-def _read(item: sources.Item) -> _Read:
-    image_id = None
+def _read(item: Item) -> _Read:
+    known = None
     try:
         data = item.read()
-        image_id = sources.image_id(data)
-        return _Read(item.source, image_id, decode_picture(data, item.source), None)
+        known = image_id(data)
+        return _Read(item.source, known, decode_picture(data, item.source), None)
     except MMNeuronsError as error:
-        return _Read(item.source, image_id, None, f"{type(error).__name__}: {_message(error)}")
+        return _Read(item.source, known, None, f"{type(error).__name__}: {_message(error)}")
 
 
 def _depth(vlm: VLM, neurons: int, promotes: int, maps: int) -> Depth:
