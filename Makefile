@@ -7,12 +7,12 @@ export MALLOC_TRIM_THRESHOLD_ := -1
 export MALLOC_TOP_PAD_ := 268435456
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-all lint types bench clean
+.PHONY: demo test browser lint types bench clean
 
 demo: $(VENV)/demo.stamp
-	$(RUN) -m mmneurons.demo
+	$(VENV)/bin/mmn demo
 
-test: $(VENV)/dev.stamp
+test: $(VENV)/dev.stamp browser
 	$(RUN) -m pytest
 
 lint: $(VENV)/dev.stamp
@@ -26,6 +26,11 @@ bench: $(VENV)/bench.stamp
 	$(RUN) -m bench.overhead
 	$(RUN) -m bench.looking
 	$(RUN) -m bench.meaning
+	$(RUN) -m bench.runs
+
+# the tests of the report open it in Chromium; where it cannot be installed they are skipped, and say so
+browser:
+	@command -v chromium chromium-browser google-chrome >/dev/null || sh tests/browser/install.sh
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache demo-output

@@ -3,20 +3,24 @@
 import contextlib
 import io
 import re
+import shlex
 import shutil
 import subprocess
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+import duckdb
 import numpy as np
 import pytest
 from PIL import Image
 
 import mmneurons as mmn
+from helpers.command import mmn as command
+from helpers.speaking import make_it_say
 from helpers.tiny import tiny_llava
 from mmneurons import errors
-from mmneurons.vlm.inputs import continuation, make_inputs
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.md")})
@@ -58,15 +62,6 @@ def identifier(document: Path) -> str:
 WITH_CODE = [document for document in DOCUMENTS if any(fence.language == "python" for fence in fences(document))]
 
 
-def make_it_say(vlm: mmn.VLM, caption: str) -> None:
-    """Bias a model's generation so that a greedy answer after "An image of" goes on as the caption does."""
-    request = make_inputs(vlm, Image.new("RGB", (64, 64)))
-    rest = caption.removeprefix(request.prefix)
-    ids = [*continuation(vlm, request, rest), vlm.model.generation_config.eos_token_id]
-    # longer beginnings count more, so that the second "a" is not followed by what follows the first
-    vlm.model.generation_config.sequence_bias = [[ids[:count], 100.0 * count] for count in range(1, len(ids) + 1)]
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """The folder of a tiny random LLaVA that says ``SAID``."""
@@ -82,9 +77,10 @@ def checkpoint(tmp_path_factory):
 def reader(checkpoint, tmp_path, monkeypatch):
     """A reader's working folder: a few pictures, and a checkpoint of the name that the documents load."""
     shutil.copytree(checkpoint, tmp_path / CHECKPOINT)
-    (tmp_path / "pictures").mkdir()
+    for folder in ("pictures", "photos"):
+        (tmp_path / folder).mkdir()
     noise = np.random.default_rng(0)
-    for name in ("dog.jpg", "ball.jpg", "pictures/one.jpg", "pictures/two.jpg"):
+    for name in ("dog.jpg", "ball.jpg", *(f"{f}/{n}.jpg" for f in ("pictures", "photos") for n in ("one", "two"))):
         Image.fromarray(noise.integers(0, 256, (70, 90, 3), dtype=np.uint8)).save(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mmneurons.demo.assembly.assemble", lambda: tmp_path / CHECKPOINT)
@@ -152,6 +148,57 @@ def test_readme_runs_on_the_demo_model(tmp_path, monkeypatch):
     assert "dog" in printed.partition("\n")[0]
     assert len(re.findall(r"\bL\d+\.u\d+\b", printed)) == 10
     assert (tmp_path / "where.png").stat().st_size > 0
+
+
+DONE_BY_MAKE = re.compile(
+    r"make (\w[\w ]*)|python3 -m venv \.venv && .*|\. \.venv/bin/activate|pip install .*|python -m spacy .*"
+)
+"""Commands that set a machine up; the tests themselves run in what they leave."""
+
+
+def commands(document: Path) -> list[str]:
+    """What stands in a document for the shell, line by line, without comments."""
+    lines = [line for fence in fences(document) if fence.language == "sh" for line in fence.text.splitlines()]
+    return [line.split(" #")[0].strip() for line in lines if line.strip()]
+
+
+WITH_COMMANDS = [document for document in DOCUMENTS if commands(document)]
+
+
+@pytest.mark.parametrize("document", WITH_COMMANDS, ids=identifier)
+def test_commands_run(document, reader):
+    """In their order, in one folder, on a tiny model."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for line in commands(document):
+        if line.startswith("mmn "):
+            result = command(*shlex.split(line)[1:])
+            assert result.code == 0, f"{line}: {result.err}"
+            assert result.out.strip(), line
+            continue
+        known = DONE_BY_MAKE.fullmatch(line)
+        assert known, f"{line!r} is not run by any test"
+        for target in (known[1] or "").split():
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), line
+        for extra in re.findall(r"\.\[([\w,]+)\]", line):
+            assert set(extra.split(",")) <= EXTRAS, line
+        for file in re.findall(r"-[cr] (\S+)", line):
+            assert (ROOT / file).is_file(), line
+
+
+EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"])
+
+
+def test_sql_runs(reader):
+    """On a run that the commands around it make; each statement gives rows."""
+    document = ROOT / "docs" / "run-folder.md"
+    run(document)
+    statements = [
+        part.strip() for fence in fences(document) if fence.language == "sql" for part in fence.text.split(";")
+    ]
+    statements = [statement for statement in statements if statement]
+    assert len(statements) >= 2
+    for statement in statements:
+        assert duckdb.sql(statement).fetchall(), statement
 
 
 def links(document: Path) -> list[tuple[Path, str]]:

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mmneurons.promotion import PromotedBy, promoted_tokens
 from mmneurons.table import NeuronRow, NeuronTable
-from mmneurons.table import visible as _visible  # noqa: F401
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike
 from mmneurons.vlm.recording import Recording, image_activations
