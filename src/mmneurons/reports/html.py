@@ -1,0 +1,64 @@
+"""The report of a run: one HTML file that holds everything it shows and asks no network for anything."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from mmneurons.errors import ExtraMissingError, OptionError
+from mmneurons.runs.reader import Run
+
+__all__ = ["write_report"]
+
+NEEDED = {"jinja2": "jinja2", "altair": "altair", "vl_convert": "vl-convert-python"}
+
+
+def write_report(run: Run, out: Path, *, pictures: int = 40) -> Path:
+    """Write the report of a run, also while the run is going on.
+
+    It shows the first pictures with words and, for each word, its best neurons with where they look; and what the whole
+    run says: in which blocks the neurons lie, which of them serve many pictures of a word, which words share neurons.
+
+    Args:
+        run: the run, see ``mmneurons.runs.open``. Its pictures are read again from where they were.
+        out: the file to write; its folder is made if it is not there.
+        pictures: how many pictures to show.
+
+    Returns:
+        The file.
+
+    Raises:
+        OptionError: ``pictures`` is no whole number from 1.
+        ExtraMissingError: jinja2, altair or vl-convert-python is not installed.
+        RunError: a table of the run cannot be read.
+    """
+    if not isinstance(pictures, int) or pictures < 1:
+        raise OptionError(f"pictures={pictures!r} is not possible: it has to be a whole number from 1.")
+    if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
+        raise ExtraMissingError(
+            f"A report needs {', '.join(missing)}, not installed here. Install it: pip install 'mmneurons[report]'"
+        )
+    from mmneurons.reports.page import page
+
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write(out, page(run, pictures))
+    return out
+
+
+def _write(out: Path, text: str) -> None:
+    """Under another name first: whoever has the old report open never reads half of the new one."""
+    descriptor, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        # mkstemp's file is its owner's alone; a report is as readable as any other file that is written here
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)
+        os.replace(name, out)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
