@@ -202,7 +202,7 @@ def test_the_legend_says_what_the_colors_mean(monkeypatch):
     shown = heatmap(values, (300, 200), title="dog: L27.u1234", source="second prefill")
     picture = Image.new("RGB", (300, 200), "gray")
     written, drawn = drawn_text(monkeypatch, shown, picture)
-    assert written == ["dog: L27.u1234", "-1.25", "activation × sign, second prefill", "3"]
+    assert written == ["dog: L27.u1234", "-1.25", "activation, signed, second prefill", "3"]
     assert drawn.width == 300
     assert drawn.height > 200
     assert (np.asarray(drawn)[:200] == np.asarray(shown.overlay(picture, legend=False))).all()

@@ -59,7 +59,7 @@ class Heatmap:
         newline, class) are left out.
         """
         width, height = self.geometry.size
-        return self._at(np.arange(width) + 0.5, np.arange(height) + 0.5)
+        return self.sample(np.arange(width) + 0.5, np.arange(height) + 0.5)
 
     def mask(self, percentile: float = 95.0) -> Bool[np.ndarray, "height width"]:
         """Return where the map is above a percentile of its values; False where no token sees the picture.
@@ -86,12 +86,20 @@ class Heatmap:
             OptionError: no token sees the picture, or no value is a number.
         """
         (xs, x_is_center), (ys, y_is_center) = self._knots()
-        values = self._at(xs, ys)
+        values = self.sample(xs, ys)
         if np.isnan(values).all():
             raise OptionError("The map has no largest value: it holds no number.")
         best = np.argwhere(values >= np.nanmax(values))
         row, column = max(best, key=lambda at: int(y_is_center[at[0]]) + int(x_is_center[at[1]]))
         return float(xs[column]), float(ys[row])
+
+    def limits(self) -> tuple[float, float]:
+        """Return the smallest and the largest value of the map; 0 and 0 where no token sees the picture.
+
+        Between knots the map is bilinear, so both are met at a knot.
+        """
+        (xs, _), (ys, _) = self._knots()
+        return _limits(self.sample(xs, ys))
 
     def overlay(self, picture: Image.Image, opacity: float = 0.6, legend: bool = True) -> Image.Image:
         """Draw the map over the picture: dark blue is the smallest value, yellow the largest.
@@ -124,11 +132,13 @@ class Heatmap:
         if unseen.any():
             dimmed = Image.fromarray((gray * UNSEEN_BRIGHTNESS).astype(np.uint8)).convert("RGB")
             drawn.paste(dimmed, mask=Image.fromarray(unseen))
-        unit = "activation × sign" if self.source == "recording" else f"activation × sign, {self.source}"
+        unit = "activation, signed" if self.source == "recording" else f"activation, signed, {self.source}"
         return _with_legend(drawn, low, high, self.title, unit) if legend else drawn
 
-    def _at(self, xs: Float[np.ndarray, "columns"], ys: Float[np.ndarray, "rows"]) -> Float[np.ndarray, "rows columns"]:
-        """Return the map at every pair of coordinates, each in rising order."""
+    def sample(
+        self, xs: Float[np.ndarray, "columns"], ys: Float[np.ndarray, "rows"]
+    ) -> Float[np.ndarray, "rows columns"]:
+        """Return the map at every pair of coordinates, in pixels of the picture and each in rising order."""
         total = np.zeros((len(ys), len(xs)), dtype=np.float32)
         count = np.zeros((len(ys), len(xs)), dtype=np.uint8)
         for grid in self.geometry.grids:

@@ -25,11 +25,11 @@ def run(place, tiny_checkpoint):
 
 def test_find_says_what_it_did(place, tiny_checkpoint):
     result = mmn("find", "photos", "--model", tiny_checkpoint, "--out", "run")
-    assert (result.code, result.out) == (0, "run: 7 pictures explained\n")
+    assert (result.code, result.out) == (0, "run: 7 pictures explained, 14 words\n")
     assert "4 blocks" in result.err or "blocks of" in result.err
     assert "mmn report run" in result.err
     again = mmn("find", "photos", "--model", tiny_checkpoint, "--out", "run")
-    assert (again.code, again.out) == (0, "run: 7 pictures explained\n")
+    assert (again.code, again.out) == (0, "run: 7 pictures explained, 7 of them before\n")
 
 
 def test_find_in_json(place, tiny_checkpoint):

@@ -79,7 +79,9 @@ for trial in range(trials):
             kills += 1
         shards.append(len(part_folders(out)))
         if shards[-1] * shard >= len(os.listdir(folder / "photos")):
-            break
+            if kills:
+                break
+            shutil.rmtree(out)  # it had ended before it could be killed: once more
     code = ended(running(out))
     results.append({"kills": kills, "shards": shards, "code": code, "same": digest(out) == expected})
     shutil.rmtree(out)

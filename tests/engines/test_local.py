@@ -123,6 +123,21 @@ def test_gone_on_with_it_is_the_undisturbed_run(dog, photos, tmp_path):
     assert again.shards == resumed.shards
 
 
+def test_ctrl_c_keeps_the_batches_that_are_whole(dog, photos, tmp_path):
+    whole = mmn.run(dog, photos, tmp_path / "whole", batch_size=2)
+
+    def interrupt(now: Progress) -> None:
+        if now.done >= 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mmn.run(dog, photos, tmp_path / "parts", batch_size=2, progress=interrupt)
+    assert mmn.runs.open(tmp_path / "parts").images.collect().height == 4
+    resumed = mmn.run(dog, photos, tmp_path / "parts", batch_size=2)
+    for name, table in rows(whole).items():
+        assert table.equals(rows(resumed)[name]), name
+
+
 def test_the_limit_may_grow_and_samples_are_drawn(dog, photos, tmp_path):
     mmn.run(dog, photos, tmp_path / "run", limit=2)
     grown = mmn.run(dog, photos, tmp_path / "run", limit=5)
@@ -195,7 +210,7 @@ def test_other_finders(dog, photos, tmp_path):
 
 def test_another_model_or_other_options_are_refused(dog, photos, tmp_path):
     mmn.run(dog, photos, tmp_path / "run", limit=2)
-    with pytest.raises(RunError, match='options against is "distribution" there and null here'):
+    with pytest.raises(RunError, match='options against is "distribution" there and none here'):
         mmn.run(dog, photos, tmp_path / "run", limit=2, against=None)
     changed = mmn.wrap(*tiny_llava())
     make_it_say(changed, SAID)

@@ -51,7 +51,7 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 
 
 def png(width: int, height: int, depth: int, colour: int, rows: bytes, *more: tuple[bytes, bytes]) -> bytes:
-    """A PNG from its parts; ``rows`` before compression, each with its filter byte; ``more`` chunks before the pixels."""
+    """A PNG from its parts: ``rows`` are not compressed yet, each with its filter byte; ``more`` chunks come before."""
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = [(b"IHDR", header), *more, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -77,7 +77,11 @@ def _all(draw: random.Random) -> Iterator[tuple[str, str, Maker]]:
     while True:
         name, content = bases[number % len(bases)]
         damaged = _damaged(content, draw)
-        yield f"fuzz-{number:05d}-{name}", "either: damaged at random", lambda path, data=damaged: path.write_bytes(data)
+        yield (
+            f"fuzz-{number:05d}-{name}",
+            "either: damaged at random",
+            lambda path, data=damaged: path.write_bytes(data),
+        )
         number += 1
 
 
@@ -177,7 +181,11 @@ def _bad() -> Iterator[tuple[str, str, bytes]]:
         yield f"signature.{kind.lower().replace('jpeg2000', 'jp2')}", "bad: only how it begins", data[:12]
     yield "bomb.png", "bad: claims 3.6 billion pixels", bomb(60000, 60000)
     yield "small-bomb.png", "bad: claims 95 million pixels", bomb(10000, 9500)
-    yield "bomb.gif", "bad: claims 4 billion pixels", b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\x02L\x01\0;"
+    yield (
+        "bomb.gif",
+        "bad: claims 4 billion pixels",
+        b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\x02L\x01\0;",
+    )
     header = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 58, 0, 0, 54, 40, 2**30, 2**30, 1, 24, 0, 4, 0, 0, 0, 0)
     yield "bomb.bmp", "bad: claims 2**60 pixels", header + bytes(4)
     yield "nothing.ppm", "bad: no pixels", b"P6 0 0 255\n"

@@ -73,7 +73,7 @@ def test_what_stands_on_it(neurons):
     said = texts(drawn)
     for rank in range(neurons):
         assert f"L{rank}.u{100 + rank}" in said
-        assert f"score {2.5 / (rank + 1):.3g} (12.5%)" in said
+        assert f"{2.5 / (rank + 1):.3g}, 12.5%" in said
     assert said.count("dog, puppy") == neurons
     assert any("the raw logit" in line for line in said)
 

@@ -154,10 +154,10 @@ def test_a_folder_killed_before_its_first_word_can_be_begun(tmp_path):
     [
         ({"model": {"name": "demo", "fingerprint": "xyz"}}, 'model fingerprint is "abc" there and "xyz" here'),
         ({"options": {"neurons": 5, "against": None}}, "options neurons is 10 there and 5 here"),
-        ({"options": {"neurons": 10, "against": "cat"}}, 'options against is null there and "cat" here'),
+        ({"options": {"neurons": 10, "against": "cat"}}, 'options against is none there and "cat" here'),
         ({"pictures": {"inputs": ["others"], "limit": 5}}, r'pictures inputs is \["photos"\] there and \["others"\]'),
         ({"pictures": {"inputs": ["photos"], "limit": 4}}, "pictures limit is 5 there and 4 here"),
-        ({"options": {"neurons": 10, "against": None, "new": 1}}, "options new is null there and 1 here"),
+        ({"options": {"neurons": 10, "against": None, "new": 1}}, "options new is none there and 1 here"),
     ],
 )
 def test_another_run_in_the_same_folder_is_refused(folder, change, says):

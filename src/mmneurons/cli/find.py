@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "NONE_EXPLAINED", "command"]
 
+INTERRUPTED = 130
 NONE_EXPLAINED = 3
 """The exit code where no picture of a run could be explained."""
 
@@ -58,7 +60,10 @@ def command(
         typer.Option("--words", help="A word to explain, again for more. Default: all nouns.", rich_help_panel=WORDS),
     ] = None,
     finder: Annotated[
-        str, typer.Option("--finder", help="How neurons are scored.", rich_help_panel=WORDS)
+        str,
+        typer.Option(
+            "--finder", help="How neurons are scored: contribution, activation or random.", rich_help_panel=WORDS
+        ),
     ] = "contribution",
     against: Annotated[
         str | None,
@@ -106,10 +111,13 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Of what is drawn.", rich_help_panel=PICTURES)] = 0,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", help="What the model is asked.", rich_help_panel=WORDS)
+        str | None,
+        typer.Option(
+            "--prompt", help="What the model is asked. Default: Describe the image in few words.", rich_help_panel=WORDS
+        ),
     ] = None,
     prefix: Annotated[
-        str | None, typer.Option("--prefix", help="How captions are begun.", rich_help_panel=WORDS)
+        str | None, typer.Option("--prefix", help="How captions are begun. Default: An image of", rich_help_panel=WORDS)
     ] = None,
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", help="Where a caption is cut.", rich_help_panel=WORDS)
@@ -129,6 +137,7 @@ def command(
     Stop it at any time: the same command again goes on. A picture that cannot be read is a row with its error.
     """
     from mmneurons.engines.local import run
+    from mmneurons.runs.reader import open_run
     from mmneurons.sources import gather
 
     output = Output(as_json, quiet)
@@ -154,7 +163,8 @@ def command(
             last[:] = [now]
             tell(now)
 
-        run(
+        go_on = partial(
+            run,
             vlm,
             inputs,
             out,
@@ -174,9 +184,16 @@ def command(
             progress=keep_and_tell,
             **options,
         )
+        try:
+            go_on()
+        except KeyboardInterrupt:
+            stopped = f"Stopped. {open_run(out).images.select('source').collect().height} pictures are done; "
+            output.result(f"{stopped}the same command goes on.", event="stopped", run=str(out))
+            raise typer.Exit(INTERRUPTED) from None
     (end,) = last
     explained = end.done - end.failed - end.duplicates
-    text = f"{out}: {explained} pictures explained"
+    text = f"{out}: {explained} picture{'' if explained == 1 else 's'} explained"
+    text += f", {end.before} of them before" if end.before else f", {end.words} word{'' if end.words == 1 else 's'}"
     text += f", {end.duplicates} met twice" if end.duplicates else ""
     text += f", {end.failed} failed (their errors: mmn show {out})" if end.failed else ""
     output.result(text, event="done", run=str(out), **{name: getattr(end, name) for name in end.__dataclass_fields__})

@@ -15,7 +15,7 @@ from typing import Literal, TypedDict, Unpack
 
 from PIL import Image
 
-from mmneurons.engines.rows import Depth, Meanings, ShardRows
+from mmneurons.engines.rows import Depth, Meanings, ShardRows, joined
 from mmneurons.errors import MMNeuronsError, OptionError
 from mmneurons.finders import Finder
 from mmneurons.finders.contribution import Contribution
@@ -118,7 +118,8 @@ def run(
 ) -> Run:
     """Find the neurons behind the words of every picture's caption, into a run folder.
 
-    The same call again goes on where the last one stopped, however it was stopped. A picture that cannot be read is a
+    The same call again goes on where the last one stopped, however it was stopped: after Ctrl-C behind the last batch,
+    after a kill behind the last shard. A picture that cannot be read is a
     row with its error; one whose bytes were met before is a row that says so.
 
     Args:
@@ -252,18 +253,26 @@ def _work(
     meanings = Meanings(promoter(vlm, by), depth.promotes) if todo else None
     batches = _ahead(_batches(todo, batch_size, shard))
     for start in range(0, len(todo), shard):
-        rows = ShardRows(depth)
-        for _ in range(-(-len(todo[start : start + shard]) // batch_size)):
-            began = time.perf_counter()
-            batch = next(batches)
-            outcomes = _outcomes(batch, met, find_all)
-            each = (time.perf_counter() - began) / len(batch)
-            for read, outcome in zip(batch, outcomes, strict=True):
-                counts[_write_down(rows, read, outcome, each)] += 1
-                words += len(outcome) if isinstance(outcome, Finding) else 0
-            tell()
+        whole: list[ShardRows] = []
+        try:
+            for _ in range(-(-len(todo[start : start + shard]) // batch_size)):
+                began = time.perf_counter()
+                batch = next(batches)
+                outcomes = _outcomes(batch, met, find_all)
+                each = (time.perf_counter() - began) / len(batch)
+                rows = ShardRows(depth)
+                for read, outcome in zip(batch, outcomes, strict=True):
+                    counts[_write_down(rows, read, outcome, each)] += 1
+                    words += len(outcome) if isinstance(outcome, Finding) else 0
+                whole.append(rows)
+                tell()
+        except KeyboardInterrupt:
+            # whoever stops a run by hand waits a moment for the batches that are whole
+            if whole and meanings is not None:
+                write_shard(path, joined(whole).finish(meanings))
+            raise
         assert meanings is not None
-        write_shard(path, rows.finish(meanings))
+        write_shard(path, joined(whole).finish(meanings))
 
 
 def _outcomes(

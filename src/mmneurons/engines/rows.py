@@ -19,7 +19,7 @@ from mmneurons.runs.schema import TABLES
 from mmneurons.vlm.geometry import Geometry, geometry
 from mmneurons.vlm.recording import image_activations
 
-__all__ = ["Depth", "Meanings", "ShardRows"]
+__all__ = ["Depth", "Meanings", "ShardRows", "joined"]
 
 Place = tuple[int, int, int]
 """Block, column, and the sign of the activation."""
@@ -148,6 +148,17 @@ class ShardRows:
                 cells = row[grid.positions].astype(np.float32).ravel()
                 written = (word_id, rank, first, number, grid.rows, grid.columns, cells, rectangles)
                 self._add("heatmaps", dict(zip(TABLES["heatmaps"], written, strict=True)))
+
+
+def joined(parts: Sequence[ShardRows]) -> ShardRows:
+    """The rows of several batches, in their order, as those of one shard."""
+    whole = ShardRows(parts[0].depth)
+    for part in parts:
+        for table, columns in part.tables.items():
+            for name, column in columns.items():
+                whole.tables[table][name].extend(column)
+        whole.places.extend(part.places)
+    return whole
 
 
 def _word_row(word_id: str, image_id: str, word: WordFinding) -> dict[str, object]:

@@ -341,11 +341,11 @@ def _neuron_column(
         middle = y + box.height / 2
         marks.append(_Text(x + box.width / 2, middle, "no map", SMALL, color=GRAY, align="center"))
         y += (box.height + 0.04) * (2 if masks else 1) + _height(SMALL)
-    share = "" if row.share is None else f" ({percent(row.share)})"
+    share = "" if row.share is None else f", {percent(row.share)}"
     room = width - _advance(",", BODY)
     promotes = ", ".join(dict.fromkeys(_cut(visible(token), room, BODY) for token in row.promotes))
     y += _height(SMALL)
-    marks.append(_Text(x, y - _drop(SMALL), _cut(f"score {number(row.score)}{share}", width, SMALL), SMALL))
+    marks.append(_Text(x, y - _drop(SMALL), _cut(f"{number(row.score)}{share}", width, SMALL), SMALL))
     lines, y = _paragraph(promotes, x, y + 0.01, width, BODY, PROMOTED_LINES)
     return marks + lines, y
 

@@ -62,8 +62,11 @@ def raster(heatmap: Heatmap, long_side: int) -> Raster:
     """
     size = heatmap.geometry.size
     columns, rows = (max(1, round(long_side * length / max(size))) for length in size)
-    values = heatmap._at(_centers(columns, size[0]), _centers(rows, size[1]))
-    low, high = _limits(heatmap, values)
+    values = heatmap.sample(_centers(columns, size[0]), _centers(rows, size[1]))
+    low, high = heatmap.limits()
+    if not np.isnan(values).all():
+        # where one grid ends over another the map jumps, and a sample may lie beyond the knots
+        low, high = min(low, float(np.nanmin(values))), max(high, float(np.nanmax(values)))
     levels = (values - low) * ((UNSEEN - 1) / (high - low) if high > low else 0)
     codes = np.nan_to_num(levels, nan=UNSEEN).clip(0, UNSEEN).round().astype(np.uint8)
     codes[(codes == UNSEEN) & ~np.isnan(values)] = UNSEEN - 1
@@ -72,15 +75,3 @@ def raster(heatmap: Heatmap, long_side: int) -> Raster:
 
 def _centers(count: int, length: int) -> Float[np.ndarray, "count"]:
     return (np.arange(count) + 0.5) * (length / count)
-
-
-def _limits(heatmap: Heatmap, sampled: Float[np.ndarray, "rows columns"]) -> tuple[float, float]:
-    """The smallest and the largest value.
-
-    Between knots the map is bilinear, so both are met at a knot; only where one grid ends over another it jumps, and a
-    sample may lie beyond.
-    """
-    (xs, _), (ys, _) = heatmap._knots()
-    values = np.concatenate([heatmap._at(xs, ys).ravel(), sampled.ravel()])
-    seen = values[~np.isnan(values)]
-    return (float(seen.min()), float(seen.max())) if seen.size else (0.0, 0.0)

@@ -6,6 +6,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from importlib.metadata import version
 from importlib.resources import files
 
 import cmap
@@ -14,7 +15,6 @@ import numpy as np
 import polars as pl
 from markupsafe import Markup
 
-from mmneurons import __version__
 from mmneurons.heatmaps import COLORS
 from mmneurons.reports import about, charts, over_run
 from mmneurons.reports.gallery import ShownPicture, ShownWord, shown_pictures
@@ -60,7 +60,7 @@ def page(run: Run, pictures: int) -> str:
         compared=over_run.LEMMAS,
         listed=over_run.SERVING,
         promoted=PROMOTED,
-        version=__version__,
+        version=version("mmneurons"),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

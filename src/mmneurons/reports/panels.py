@@ -10,15 +10,13 @@ from pathlib import Path
 import polars as pl
 from PIL import Image
 
-from mmneurons.errors import PictureError
 from mmneurons.heatmaps import Heatmap
 from mmneurons.reports.figures import WordPanel, figure, save_figure
 from mmneurons.reports.maps import stored_heatmap
+from mmneurons.reports.thumbnails import read_again
 from mmneurons.runs.printing import neuron_rows
 from mmneurons.runs.reader import Run
-from mmneurons.sources import open_source
 from mmneurons.table import NeuronRow
-from mmneurons.vlm.pictures import decode_picture
 
 __all__ = ["panels", "write_figures"]
 
@@ -46,7 +44,7 @@ def write_figures(run: Run, folder: Path, pictures: int = 40, neurons: int = 5) 
 def panels(run: Run, pictures: int, neurons: int, words: int | None = None) -> Iterator[tuple[int, int, WordPanel]]:
     """What to show of the words of a run, one shard in memory at a time; with the numbers of picture and word.
 
-    A picture that cannot be read any more is left out.
+    A picture that cannot be read any more, or is another one now, is left out.
 
     Args:
         run: the run.
@@ -63,8 +61,8 @@ def panels(run: Run, pictures: int, neurons: int, words: int | None = None) -> I
                 continue
             if number >= pictures:
                 return
-            picture = _picture(image["source"], run.folder)
-            if picture is None:
+            picture = read_again(image["source"], run.folder, run.column, image["image_id"])
+            if isinstance(picture, str):
                 continue
             for index, word in enumerate(found.head(words or found.height).iter_rows(named=True)):
                 rows = neuron_rows(own_neurons.filter(word_id=word["word_id"]).sort("rank").head(neurons))
@@ -84,7 +82,7 @@ def _panel(
 
     def heatmap(row: NeuronRow) -> Heatmap | None:
         stored = by_rank.get((row.rank,))
-        return None if stored is None else stored_heatmap(stored, picture.size, row.neuron)
+        return None if stored is None else stored_heatmap(stored, picture.size, f"{word['lemma']}: {row.neuron}")
 
     return WordPanel(
         picture=picture,
@@ -95,13 +93,6 @@ def _panel(
         maps=tuple(heatmap(row) for row in rows),
         note=str(word["note"]),
     )
-
-
-def _picture(source: str, folder: Path) -> Image.Image | None:
-    try:
-        return decode_picture(open_source(source, folder), source)
-    except PictureError:
-        return None
 
 
 def _plain(word: str) -> str:

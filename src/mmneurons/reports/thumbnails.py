@@ -13,7 +13,7 @@ from mmneurons.errors import MMNeuronsError
 from mmneurons.sources import image_id, open_source
 from mmneurons.vlm.pictures import decode_picture
 
-__all__ = ["Thumbnail", "thumbnail"]
+__all__ = ["Thumbnail", "read_again", "thumbnail"]
 
 LONG_SIDE = 480
 QUALITIES = (82, 65, 45, 25)
@@ -34,8 +34,8 @@ class Thumbnail:
     missing: str | None
 
 
-def thumbnail(source: str, folder: Path, column: str | None, expected: str) -> Thumbnail:
-    """Read a picture again.
+def read_again(source: str, folder: Path, column: str | None, expected: str) -> Image.Image | str:
+    """A picture of a run, or why it cannot be shown.
 
     What is read has to be what the run read: a map over another picture would lie, and a run folder from somebody else
     must not bring any file it names into the report.
@@ -49,10 +49,17 @@ def thumbnail(source: str, folder: Path, column: str | None, expected: str) -> T
     try:
         data = open_source(source, folder, column)
         if image_id(data) != expected:
-            return Thumbnail(None, "The file is no longer the one that was captioned.")
-        picture = decode_picture(data, source)
+            return "The file is no longer the one that was captioned."
+        return decode_picture(data, source)
     except (MMNeuronsError, OSError) as error:
-        return Thumbnail(None, f"The picture cannot be read any more: {_message(error)}")
+        return f"The picture cannot be read any more: {_message(error)}"
+
+
+def thumbnail(source: str, folder: Path, column: str | None, expected: str) -> Thumbnail:
+    """A small picture of a run; arguments as in ``read_again``."""
+    picture = read_again(source, folder, column, expected)
+    if isinstance(picture, str):
+        return Thumbnail(None, picture)
     picture.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS)
     return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(_jpeg(picture)).decode()}", None)
 

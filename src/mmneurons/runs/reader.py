@@ -58,6 +58,13 @@ class Run:
         return Path(str(self.about.get("folder", ".")))
 
     @property
+    def column(self) -> str | None:
+        """The column that held the pictures, where the run was told."""
+        named = self.about.get("pictures")
+        column = named.get("column") if isinstance(named, dict) else None
+        return column if isinstance(column, str) else None
+
+    @property
     def shards(self) -> int:
         """How many shards are whole."""
         return len(part_folders(self.path))

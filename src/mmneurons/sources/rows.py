@@ -41,13 +41,13 @@ class RowItem:
 
     @property
     def place(self) -> str:
-        """The file and the row."""
-        return f"{self.path}#{self.row}"
+        """The file and the row, with a sign between them that no path holds."""
+        return f"{self.path}\0{self.row}"
 
     @property
     def source(self) -> str:
         """The file and the row."""
-        return as_text(self.place)
+        return f"{as_text(self.path)}#{self.row}"
 
     def read(self) -> bytes:
         """The bytes in the cell, or those of the file that it names."""

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
 
-from mmneurons.errors import OptionError, RecordingError
+from mmneurons.errors import OptionError, PictureError, RecordingError
 from mmneurons.vlm.model import VLM
 
 __all__ = ["PREFIX", "PROMPT", "Request", "check_inputs", "collate", "continuation", "make_inputs", "write_prompt"]
@@ -20,6 +20,10 @@ PROMPT = "Describe the image in few words."
 
 PREFIX = "An image of"
 """How the paper lets every caption begin."""
+
+LONGEST = 200
+"""How many times as long as the other a side may be. Processors that enlarge the short side to a few hundred pixels
+take gigabytes for longer ones, and keep a sliver of them."""
 
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
 
@@ -65,7 +69,13 @@ def make_inputs(vlm: VLM, picture: Image.Image, prompt: str = PROMPT, prefix: st
 
     Raises:
         RecordingError: the model has no processor, or its processor cannot be asked about a picture.
+        PictureError: the picture is too long and thin.
     """
+    if max(picture.size) > LONGEST * min(picture.size):
+        raise PictureError(
+            f"The picture is too long and thin: {picture.width} × {picture.height} pixels, and one side may be at most "
+            f"{LONGEST} times the other. Crop it."
+        )
     text = write_prompt(vlm, prompt, prefix)
     processor = _processor(vlm)
     options: dict = {"return_tensors": "pt"}

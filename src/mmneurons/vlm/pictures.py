@@ -8,6 +8,7 @@ import stat
 import struct
 import threading
 import warnings
+import zlib
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -48,6 +49,21 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+
+_DAMAGED_DATA = (
+    *(
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+    ),
+    *(struct.error, zlib.error),
+)
 
 # without a handler, Python would print what Pillow logs of damaged files
 logging.getLogger("PIL").addHandler(logging.NullHandler())
@@ -210,7 +226,7 @@ def _not_opened(data: bytes, label: str) -> str:
     if any(_is_opened(kind) for kind in begins):
         return f"{label} could not be read as a picture: it begins as {begins[0]} does, but is damaged."
     if begins:
-        return f"{label} is of the kind {begins[0]}, which is not opened. Convert it to PNG or JPEG."
+        return f"{label} is of the kind {' or '.join(begins)}, which is not opened. Convert it to PNG or JPEG."
     return f"{label} is not a picture of a kind that Pillow knows."
 
 
@@ -254,7 +270,7 @@ def _upright(image: Image.Image) -> Image.Image:
     # Pillow's own exif_transpose writes the rest of the data anew, and fails where that is damaged
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError):
+    except _DAMAGED_DATA:
         return image
     return image if turn is None else image.transpose(turn)
 
