@@ -118,8 +118,8 @@ def test_the_peak_of_tiles_and_whole_is_the_largest_value_of_a_fine_map():
         values = shown.map()
         # A pixel's center is at most half a pixel from the peak, and the map is continuous there.
         assert np.nanmax(values) <= values[min(int(y), 69), min(int(x), 149)] + 0.15
-        fine = shown._at(np.linspace(0, 150, 1501), np.linspace(0, 70, 701))
-        assert shown._at(np.array([x]), np.array([y]))[0, 0] >= np.nanmax(fine) - 1e-5
+        fine = shown.sample(np.linspace(0, 150, 1501), np.linspace(0, 70, 701))
+        assert shown.sample(np.array([x]), np.array([y]))[0, 0] >= np.nanmax(fine) - 1e-5
 
 
 def test_the_mask_is_what_lies_above_the_percentile_of_what_is_seen():

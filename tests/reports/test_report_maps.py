@@ -85,7 +85,7 @@ def test_a_raster_names_the_ends_of_the_map_not_of_its_few_points(name):
     stored = LAYOUTS[name]
     small = raster(stored, 6)
     size = stored.geometry.size
-    everywhere = stored._at(np.linspace(0.5, size[0] - 0.5, 1200), np.linspace(0.5, size[1] - 0.5, 1200))
+    everywhere = stored.sample(np.linspace(0.5, size[0] - 0.5, 1200), np.linspace(0.5, size[1] - 0.5, 1200))
     spread = small.high - small.low
     assert np.nanmin(everywhere) == pytest.approx(small.low, abs=0.02 * spread)
     assert np.nanmax(everywhere) == pytest.approx(small.high, abs=0.02 * spread)
