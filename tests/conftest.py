@@ -12,6 +12,7 @@ from PIL import Image
 
 import mmneurons as mmn
 from helpers import tiny
+from helpers.speaking import SAID, make_it_say
 
 FAMILIES = {
     "llava": tiny.tiny_llava,
@@ -32,6 +33,17 @@ def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    """The folder of a tiny random LLaVA that says ``SAID`` of everything."""
+    model, processor = tiny.tiny_llava()
+    make_it_say(mmn.wrap(model, processor), SAID)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -18,15 +18,13 @@ from PIL import Image
 
 import mmneurons as mmn
 from helpers.command import mmn as command
-from helpers.speaking import make_it_say
-from helpers.tiny import tiny_llava
+from helpers.speaking import SAID
 from mmneurons import errors
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("*.md")})
 ERROR_PAGES = ROOT / "docs" / "errors"
 CHECKPOINT = "llava-hf/llava-1.5-7b-hf"
-SAID = "An image of a dog and a ball."
 
 
 @dataclass(frozen=True)
@@ -62,21 +60,10 @@ def identifier(document: Path) -> str:
 WITH_CODE = [document for document in DOCUMENTS if any(fence.language == "python" for fence in fences(document))]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """The folder of a tiny random LLaVA that says ``SAID``."""
-    model, processor = tiny_llava()
-    make_it_say(mmn.wrap(model, processor), SAID)
-    folder = tmp_path_factory.mktemp("checkpoint")
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture
-def reader(checkpoint, tmp_path, monkeypatch):
+def reader(tiny_checkpoint, tmp_path, monkeypatch):
     """A reader's working folder: a few pictures, and a checkpoint of the name that the documents load."""
-    shutil.copytree(checkpoint, tmp_path / CHECKPOINT)
+    shutil.copytree(tiny_checkpoint, tmp_path / CHECKPOINT)
     for folder in ("pictures", "photos"):
         (tmp_path / folder).mkdir()
     noise = np.random.default_rng(0)

@@ -146,6 +146,20 @@ def test_show_of_a_run_that_is_still_going_on(run, tiny_checkpoint, place):
     assert "1 still to do" in mmn("show", "run").err
 
 
+@pytest.mark.parametrize("subcommand", ["show", "report"])
+@pytest.mark.parametrize("damage", ["cut off", "gone"])
+def test_a_damaged_part_is_named(run, place, subcommand, damage):
+    table = place / "run" / "parts" / "000000" / "words.parquet"
+    table.unlink()
+    if damage == "cut off":
+        table.write_bytes(b"PAR1")
+    result = mmn(subcommand, "run")
+    assert result.code == 1
+    assert "'run/parts/000000' cannot be read" in result.err
+    assert "Delete this folder" in result.err
+    assert "Traceback" not in result.err
+
+
 def test_report_and_figures(run, place):
     report = mmn("report", "run")
     assert (report.code, report.out) == (0, "run/report.html\n")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import mmneurons as mmn
-from helpers.speaking import make_it_say
+from helpers.speaking import SAID, make_it_say
 from helpers.tiny import tiny_llava, tiny_llava_next
 from mmneurons.engines import local
 from mmneurons.engines.local import Progress
@@ -16,8 +16,6 @@ from mmneurons.errors import OptionError, RunError, SourceError
 from mmneurons.finders import Activation
 from mmneurons.runs.schema import TABLES
 from mmneurons.vlm.geometry import geometry
-
-SAID = "An image of a dog and a ball."
 
 
 @pytest.fixture(scope="module", params=[tiny_llava, tiny_llava_next], ids=["llava", "llava_next"])

@@ -5,7 +5,9 @@ from PIL import Image
 import mmneurons as mmn
 from mmneurons.vlm.inputs import continuation, make_inputs
 
-__all__ = ["make_it_say"]
+__all__ = ["SAID", "make_it_say"]
+
+SAID = "An image of a dog and a ball."
 
 
 def make_it_say(vlm: mmn.VLM, caption: str) -> None:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mmneurons.errors import ExtraMissingError, OptionError
-from mmneurons.runs.reader import Run
+from mmneurons.runs.reader import Run, readable
 
 __all__ = ["write_report"]
 
@@ -44,7 +44,9 @@ def write_report(run: Run, out: Path, *, pictures: int = 40) -> Path:
 
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    _write(out, page(run, pictures))
+    with readable(run.path):
+        text = page(run, pictures)
+    _write(out, text)
     return out
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import polars as pl
 
 from mmneurons.english import are_forms, fold
-from mmneurons.runs.reader import Run
+from mmneurons.runs.reader import Run, readable
 from mmneurons.table import NeuronRow, NeuronTable, visible
 
 __all__ = ["Page", "WordTable", "counted", "neuron_name", "neuron_rows", "pages"]
@@ -120,9 +120,10 @@ def pages(
 
 def counted(run: Run) -> str:
     """How many pictures a run has, by what became of them."""
-    statuses = run.images.group_by("status").len().collect()
+    with readable(run.path):
+        statuses = run.images.group_by("status").len().collect()
+        words = run.words.select(pl.len()).collect().item()
     counts = dict(zip(statuses["status"], statuses["len"], strict=True))
-    words = run.words.select(pl.len()).collect().item()
     done = sum(counts.values())
     total = run.about.get("total")
     parts = [f"{counts.get('ok', 0)} pictures explained, {words} words"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from mmneurons.runs.schema import RUN_FILE, SCHEMA_VERSION, TABLES, part_folders
 if TYPE_CHECKING:
     import polars
 
-__all__ = ["Run", "open_run", "read_about"]
+__all__ = ["Run", "open_run", "read_about", "readable"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,9 @@ class Run:
         import polars as pl
 
         for part in part_folders(self.path):
-            yield tuple(pl.read_parquet(part / f"{name}.parquet", glob=False) for name in tables)
+            with readable(self.path):
+                shard = tuple(pl.read_parquet(part / f"{name}.parquet", glob=False) for name in tables)
+            yield shard
 
     def __repr__(self) -> str:
         total = self.about.get("total")
@@ -105,6 +108,36 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     folder = Path(path)
     return Run(folder, read_about(folder))
+
+
+@contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Read tables of a run; where one is damaged or gone, say which and what to do.
+
+    Raises:
+        RunError: a table cannot be read.
+    """
+    import polars as pl
+
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError) as error:
+        damaged = next((str(part) for part in part_folders(folder) if not _is_whole(part)), None)
+        if damaged is None:
+            raise
+        raise RunError(
+            f"{damaged!r} cannot be read: {str(error).splitlines()[0]}. Delete this folder; the same 'mmn find' again "
+            "does its pictures anew."
+        ) from error
+
+
+def _is_whole(part: Path) -> bool:
+    import polars as pl
+
+    try:
+        return all(pl.read_parquet_schema(part / f"{name}.parquet") == schema(name) for name in TABLES)
+    except (OSError, pl.exceptions.PolarsError):
+        return False
 
 
 def read_about(folder: Path) -> Mapping[str, object]:
