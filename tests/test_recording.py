@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 
@@ -232,3 +234,23 @@ def test_a_generated_placeholder_is_suppressed(picture):
         model.lm_head.bias[vlm.image_token_id] = 1e4
     recording = mmn.record(vlm, picture, max_new_tokens=5)
     assert vlm.image_token_id not in recording.token_ids.tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"caption": "An image of a dog."}])
+def test_a_recording_that_is_dropped_is_gone_at_once(llava, picture, options):
+    """It does not wait for the collector of cycles, which in a long run would come after gigabytes."""
+
+    def held():
+        return sum(t.numel() for t in gc.get_objects() if isinstance(t, torch.Tensor))
+
+    mmn.record(llava, picture, max_new_tokens=4, **options)
+    gc.collect()
+    gc.disable()
+    try:
+        before = held()
+        kept = mmn.record(llava, picture, max_new_tokens=4, **options)
+        assert held() > before
+        del kept
+        assert held() == before
+    finally:
+        gc.enable()

@@ -142,7 +142,10 @@ def record_generation(
     logits = [
         torch.stack([step[row] for step in output.logits[: len(own)]]).float().cpu() for row, own in enumerate(tokens)
     ]
-    return tape.recordings(requests, tokens, logits, len(output.logits), forced=False)
+    try:
+        return tape.recordings(requests, tokens, logits, len(output.logits), forced=False)
+    finally:
+        tape.clear()
 
 
 def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], keep: Keep = Keep()) -> Recording:
@@ -164,7 +167,10 @@ def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], keep: Ke
     tape = _Tape(vlm, fed, keep, kept=len(tokens))
     with evaluating(vlm.model), listening(vlm.model, tape.inputs, tape.outputs):
         logits = vlm.model(**inputs, use_cache=False).logits[0, -len(tokens) :].float().cpu()
-    (recording,) = tape.recordings([request], [tokens], [logits], len(tokens), forced=True)
+    try:
+        (recording,) = tape.recordings([request], [tokens], [logits], len(tokens), forced=True)
+    finally:
+        tape.clear()
     return recording
 
 
@@ -255,6 +261,16 @@ class _Tape:
             self.outputs |= {write.module: self._note(write.module) for write in block.writes}
             if keep.gates and block.ffn.gate:
                 self.outputs[block.ffn.gate] = self._note(f"gate {index}")
+
+    def clear(self) -> None:
+        """Let go of what was heard.
+
+        The listeners refer to the tape and the tape to them, so it would wait for Python's collector of cycles, which
+        counts objects and not their gigabytes.
+        """
+        self._heard.clear()
+        self._images = None
+        self.inputs, self.outputs = {}, {}
 
     def _note(self, key: str) -> Listener:
         heard = self._heard.setdefault(key, [])
