@@ -161,6 +161,18 @@ def test_bad_pictures_and_copies_are_rows(dog, photos, tmp_path):
     assert counted["len"].to_list() == [2] * 6
 
 
+def test_a_picture_whose_part_was_deleted_is_explained_anew_though_a_copy_is_there(dog, photos, tmp_path):
+    shutil.copy(photos / "0.png", photos / "8.png")
+    run = mmn.run(dog, photos, tmp_path / "run", shard=2)
+    assert run.images.collect()["status"].to_list() == ["ok"] * 7 + ["duplicate"]
+    shutil.rmtree(tmp_path / "run" / "parts" / "000000")
+    again = mmn.run(dog, photos, tmp_path / "run", shard=2).images.collect()
+    status = {
+        source.rpartition("/")[2]: status for source, status in zip(again["source"], again["status"], strict=True)
+    }
+    assert (status["0.png"], status["1.png"], status["8.png"]) == ("ok", "ok", "duplicate")
+
+
 def test_one_picture_that_the_model_fails_on_does_not_take_its_batch_along(dog, photos, tmp_path, monkeypatch):
     whole = local.find
 

@@ -139,6 +139,28 @@ def test_what_a_kill_left_behind_is_cleared_away_and_never_read(folder):
     assert writer.finished_sources(folder)["source"].to_list() == ["dog", "cat", "ball", "boat"]
 
 
+@pytest.mark.parametrize("run_file", [None, '{"cmd": "train"}'])
+def test_files_of_somebody_else_are_never_deleted(tmp_path, run_file):
+    mine = tmp_path / "out" / "parts" / "engine" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    if run_file:
+        (tmp_path / "out" / "run.json").write_text(run_file)
+    with pytest.raises(RunError), writer.locked(tmp_path / "out"):
+        writer.begin(tmp_path / "out", ABOUT)
+    assert mine.read_text() == "mine"
+
+
+def test_what_else_lies_among_the_parts_stays(folder):
+    (folder / "parts" / ".DS_Store").write_text("of a file browser")
+    (folder / "parts" / "notes").mkdir()
+    with writer.locked(folder):
+        writer.begin(folder, ABOUT)
+        writer.write_shard(folder, tables("boat"))
+    assert {".DS_Store", "notes"} <= {path.name for path in (folder / "parts").iterdir()}
+    assert runs.open(folder).images.collect().height == 4
+
+
 def test_a_folder_killed_before_its_first_word_can_be_begun(tmp_path):
     path = tmp_path / "run"
     path.mkdir()

@@ -237,7 +237,8 @@ def _work(
 ) -> None:
     finished = finished_sources(path)
     done = set(finished["source"])
-    met = set(finished["image_id"].drop_nulls())
+    # a copy's row stands for no words: where the first one's part was deleted, it is explained anew
+    met = set(finished.filter(finished["status"] != "duplicate")["image_id"].drop_nulls())
     counts = {status: int((finished["status"] == status).sum()) for status in ("ok", "duplicate", "error")}
     todo = [item for item in items if item.source not in done]
     before, words, started = len(items) - len(todo), 0, time.perf_counter()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ __all__ = ["begin", "differences", "finished_sources", "locked", "next_shard", "
 LOCK_FILE = ".lock"
 COMPARED = ("model", "options", "pictures")
 MAY_GROW = "limit"
+_UNFINISHED = re.compile(r"\.\d{6,}")
 
 
 @contextmanager
@@ -66,10 +68,6 @@ def begin(run: Path, about: Mapping[str, object]) -> None:
         RunError: the folder is of another model or other options; the message says what differs.
     """
     parts = run / PARTS
-    parts.mkdir(exist_ok=True)
-    for rest in parts.iterdir():
-        if not rest.name.isdigit():
-            shutil.rmtree(rest)
     wanted: dict[str, object] = json.loads(json.dumps({"schema": SCHEMA_VERSION, **about}))
     if (run / RUN_FILE).exists():
         there = read_about(run)
@@ -79,6 +77,11 @@ def begin(run: Path, about: Mapping[str, object]) -> None:
                 "with it, or choose another folder with --out."
             )
         wanted["created"] = there.get("created")
+    parts.mkdir(exist_ok=True)
+    for rest in parts.iterdir():
+        # nothing but what ``write_shard`` makes, and only once the folder is known to be a run
+        if _UNFINISHED.fullmatch(rest.name) and rest.is_dir():
+            shutil.rmtree(rest)
     _write(run / RUN_FILE, json.dumps(wanted, indent=2, ensure_ascii=False).encode())
 
 
@@ -164,7 +167,10 @@ def _short(value: object) -> str:
 
 
 def _is_ours(path: Path) -> bool:
-    return path.name in (LOCK_FILE, PARTS, f".{RUN_FILE}")
+    """Whether a file in a folder without ``run.json`` is what a run leaves that was killed before it had one."""
+    if path.name == PARTS:
+        return path.is_dir() and not any(path.iterdir())
+    return path.name in (LOCK_FILE, f".{RUN_FILE}")
 
 
 def _write(path: Path, content: bytes) -> None:
