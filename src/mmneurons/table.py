@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas
     import polars
 
-__all__ = ["NeuronRow", "NeuronTable", "visible"]
+__all__ = ["NeuronRow", "NeuronTable", "neuron_name", "visible"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ def _cells(row: NeuronRow) -> tuple[str, ...]:
 
 def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
+
+
+def neuron_name(layer: int, expert: int | None, unit: int) -> str:
+    """What a neuron is called: ``L27.u1234``, in a mixture of experts ``L27.e3.u1234``."""
+    return f"L{layer}.u{unit}" if expert is None else f"L{layer}.e{expert}.u{unit}"
 
 
 def visible(token: str) -> str:

@@ -20,7 +20,7 @@ from mmneurons.reports.over_run import (
     serving,
     shared,
 )
-from mmneurons.reports.texts import neuron_name
+from mmneurons.table import neuron_name
 from reports.synthetic import Sketch, Unit, Word, units, write_run
 
 

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mmneurons.reports.texts import file_name, json_for_script, neuron_name, number, percent, shortened, visible
+from mmneurons.reports.texts import file_name, json_for_script, number, percent, shortened, visible
+from mmneurons.table import neuron_name
 
 
 @pytest.mark.parametrize(

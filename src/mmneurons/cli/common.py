@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mmneurons.vlm.model import VLM
 
 __all__ = [
+    "INTERRUPTED",
     "AllowPickle",
     "AsJson",
     "DeviceMap",
@@ -22,6 +23,9 @@ __all__ = [
     "TrustRemoteCode",
     "load_model",
 ]
+
+INTERRUPTED = 130
+"""The exit code of a command that was stopped by hand, as shells have it."""
 
 MODEL = "Model"
 

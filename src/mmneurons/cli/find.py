@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from mmneurons.cli.common import (
+    INTERRUPTED,
     AllowPickle,
     AsJson,
     DeviceMap,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXAMPLES", "NONE_EXPLAINED", "command"]
 
-INTERRUPTED = 130
 NONE_EXPLAINED = 3
 """The exit code where no picture of a run could be explained."""
 
@@ -163,29 +163,27 @@ def command(
             last[:] = [now]
             tell(now)
 
-        go_on = partial(
-            run,
-            vlm,
-            inputs,
-            out,
-            images=images,
-            column=column,
-            limit=limit,
-            sample=sample,
-            seed=seed,
-            words=words or None,
-            finder=finder,
-            token=token,
-            neurons=neurons,
-            promotes=promotes,
-            by=by,
-            maps=maps,
-            shard=shard,
-            progress=keep_and_tell,
-            **options,
-        )
         try:
-            go_on()
+            run(
+                vlm,
+                inputs,
+                out,
+                images=images,
+                column=column,
+                limit=limit,
+                sample=sample,
+                seed=seed,
+                words=words or None,
+                finder=finder,
+                token=token,
+                neurons=neurons,
+                promotes=promotes,
+                by=by,
+                maps=maps,
+                shard=shard,
+                progress=keep_and_tell,
+                **options,
+            )
         except KeyboardInterrupt:
             stopped = f"Stopped. {open_run(out).images.select('source').collect().height} pictures are done; "
             output.result(f"{stopped}the same command goes on.", event="stopped", run=str(out))
@@ -196,7 +194,7 @@ def command(
     text += f", {end.before} of them before" if end.before else f", {end.words} word{'' if end.words == 1 else 's'}"
     text += f", {end.duplicates} met twice" if end.duplicates else ""
     text += f", {end.failed} failed (their errors: mmn show {out})" if end.failed else ""
-    output.result(text, event="done", run=str(out), **{name: getattr(end, name) for name in end.__dataclass_fields__})
+    output.result(text, event="done", run=str(out), **asdict(end))
     output.note(f"look: mmn report {out}    or    mmn show {out}")
     if not explained and end.total:
         raise typer.Exit(NONE_EXPLAINED)

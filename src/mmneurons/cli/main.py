@@ -10,12 +10,11 @@ from importlib import metadata
 import typer
 
 from mmneurons.cli import demo, doctor, find, report, show
+from mmneurons.cli.common import INTERRUPTED
 from mmneurons.cli.output import Output
 from mmneurons.errors import MMNeuronsError
 
 __all__ = ["app", "main"]
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     name="mmn",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -87,8 +87,7 @@ class Output:
 
 
 def _print_progress(now: Progress) -> None:
-    fields = {name: getattr(now, name) for name in now.__dataclass_fields__}
-    print(json.dumps({"event": "progress", **fields}), flush=True)
+    print(json.dumps({"event": "progress", **asdict(now)}), flush=True)
 
 
 def _console() -> Console:

@@ -9,7 +9,7 @@ from mmneurons.reports.over_run import notes
 from mmneurons.reports.texts import plain
 from mmneurons.runs.reader import Run
 
-__all__ = ["blocks", "column", "facts", "group", "model_name", "utc"]
+__all__ = ["blocks", "facts", "group", "model_name", "utc"]
 
 DIGITS = 12
 """How much is shown of a revision and of a fingerprint."""
@@ -30,12 +30,6 @@ def blocks(run: Run) -> int:
     """How many blocks the model has, as far as the run says; 0 where it does not."""
     known = group(run, "model").get("blocks")
     return known if isinstance(known, int) else 0
-
-
-def column(run: Run) -> str | None:
-    """The column of a table that held the pictures, if one was named."""
-    named = group(run, "pictures").get("column")
-    return named if isinstance(named, str) else None
 
 
 def facts(run: Run) -> list[tuple[str, str]]:

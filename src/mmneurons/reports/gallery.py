@@ -9,8 +9,8 @@ from itertools import groupby
 import polars as pl
 
 from mmneurons.reports.maps import Raster, raster, stored_heatmap
-from mmneurons.reports.texts import neuron_name
 from mmneurons.runs.reader import Run
+from mmneurons.table import neuron_name
 
 __all__ = ["NEURONS", "WORDS", "ShownMap", "ShownNeuron", "ShownPicture", "ShownWord", "shown_pictures"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from mmneurons.reports.texts import neuron_name
 from mmneurons.runs.reader import Run
+from mmneurons.table import neuron_name
 
 __all__ = [
     "BEST",

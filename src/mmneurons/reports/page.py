@@ -111,7 +111,7 @@ def _card(run: Run, picture: ShownPicture) -> dict[str, object]:
         "segments": segments(picture.caption, picture.words),
         "left_out": picture.left_out,
         "aspect": round(width / height, 5),
-        "thumbnail": thumbnail(picture.source, run.folder, about.column(run), picture.image_id),
+        "thumbnail": thumbnail(picture.source, run.folder, run.column, picture.image_id),
     }
 
 

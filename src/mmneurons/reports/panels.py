@@ -65,7 +65,7 @@ def panels(run: Run, pictures: int, neurons: int, words: int | None = None) -> I
             if isinstance(picture, str):
                 continue
             for index, word in enumerate(found.head(words or found.height).iter_rows(named=True)):
-                rows = neuron_rows(own_neurons.filter(word_id=word["word_id"]).sort("rank").head(neurons))
+                rows = neuron_rows(own_neurons.filter(pl.col("rank") < neurons, word_id=word["word_id"]))
                 maps = own_maps.filter(pl.col("word_id") == word["word_id"], pl.col("first").is_null())
                 yield number, index, _panel(picture, image, word, rows, maps)
             number += 1

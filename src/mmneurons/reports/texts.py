@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 
-__all__ = ["file_name", "json_for_script", "neuron_name", "number", "percent", "plain", "shortened", "visible"]
+__all__ = ["file_name", "json_for_script", "number", "percent", "plain", "shortened", "visible"]
 
 REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that turn the reading direction of what follows, up to making a file's name look like another one."""
@@ -67,11 +67,6 @@ def number(value: float | None, zeros: bool = False) -> str:
 def percent(value: float | None, zeros: bool = False) -> str:
     """A probability or a share as a percentage, with digits as ``number`` has them; a dash where there is none."""
     return "–" if value is None else f"{number(100 * value, zeros)}%"
-
-
-def neuron_name(layer: int, expert: int | None, unit: int) -> str:
-    """What a neuron is called: ``L27.u1234``, in a mixture of experts ``L27.e3.u1234``."""
-    return f"L{layer}.u{unit}" if expert is None else f"L{layer}.e{expert}.u{unit}"
 
 
 def json_for_script(value: object) -> str:

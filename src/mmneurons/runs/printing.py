@@ -9,9 +9,9 @@ import polars as pl
 
 from mmneurons.english import are_forms, fold
 from mmneurons.runs.reader import Run, readable
-from mmneurons.table import NeuronRow, NeuronTable, visible
+from mmneurons.table import NeuronRow, NeuronTable, neuron_name, visible
 
-__all__ = ["Page", "WordTable", "counted", "neuron_name", "neuron_rows", "pages"]
+__all__ = ["Page", "WordTable", "counted", "neuron_rows", "pages"]
 
 
 @dataclass(frozen=True)
@@ -131,11 +131,6 @@ def counted(run: Run) -> str:
     parts += [f"{counts['error']} failed"] if "error" in counts else []
     parts += [f"{total - done} still to do"] if isinstance(total, int) and total > done else []
     return ", ".join(parts)
-
-
-def neuron_name(layer: int, expert: int | None, unit: int) -> str:
-    """``L27.u1234``, or ``L27.e3.u12`` in a mixture of experts."""
-    return f"L{layer}.u{unit}" if expert is None else f"L{layer}.e{expert}.u{unit}"
 
 
 def neuron_rows(neurons: pl.DataFrame) -> tuple[NeuronRow, ...]:
