@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import GraniteConfig, PhiConfig
@@ -231,9 +233,14 @@ def test_baselines(recorded):
     checked = target(recording)
     (active,) = Activation()(vlm, recording, [checked])
     assert torch.equal(active.values, recording.activations[3].abs())
-    one, two = Random(seed=1)(vlm, recording, [checked, checked])
+    another = replace(checked, step=checked.step - 1)
+    one, two = Random(seed=1)(vlm, recording, [checked, another])
     (again,) = Random(seed=1)(vlm, recording, [checked])
     (other,) = Random(seed=2)(vlm, recording, [checked])
+    brighter = {**recording.inputs, "pixel_values": recording.inputs["pixel_values"] + 1}
+    elsewhere = replace(recording, request=replace(recording.request, inputs=brighter))
+    (of_another_picture,) = Random(seed=1)(vlm, elsewhere, [checked])
+    assert not torch.equal(one.values, of_another_picture.values)
     assert torch.equal(one.values, again.values)
     assert not torch.equal(one.values, two.values)
     assert not torch.equal(one.values, other.values)

@@ -22,6 +22,7 @@ RANKS = {
     "errors": 0,
     "vlm": 1,
     "demo": 1,
+    "options": 1,
     "english": 2,
     "nouns": 3,
     "table": 1,

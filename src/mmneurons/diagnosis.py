@@ -27,6 +27,7 @@ from mmneurons.finders import Contribution, Target
 from mmneurons.finding import Finding, find
 from mmneurons.heatmaps import Heatmap
 from mmneurons.nouns import nouns
+from mmneurons.options import check_seed
 from mmneurons.recordings import MAX_NEW_TOKENS
 from mmneurons.table import visible
 from mmneurons.vlm.anatomy import Anatomy, Block
@@ -261,9 +262,11 @@ def diagnose(vlm: VLM, picture: PictureLike | None = None, seed: int = 0) -> Dia
         seed: with what the neurons of the one-FFN check are drawn.
 
     Raises:
+        OptionError: the seed is no whole number from 0.
         PictureError: the picture cannot be read.
         RecordingError: a picture was passed for a model without a processor.
     """
+    check_seed(seed)
     if picture is not None and vlm.processor is None:
         raise RecordingError(
             "This model was wrapped without a processor, so it cannot be tested on a picture. Pass mmn.wrap(model, "

@@ -25,9 +25,11 @@ from mmneurons.errors import OptionError, WordNotFoundError
 from mmneurons.finders import FINDERS, Contribution, Finder, Scores, Target, make_finder, score_all, takes_seed
 from mmneurons.finders.contribution import ANOTHER_WORD
 from mmneurons.heatmaps import Heatmap
-from mmneurons.neurons import NeuronRow, NeuronTable, output_vectors
+from mmneurons.neurons import output_vectors
+from mmneurons.options import named_words, refuse_unknown
 from mmneurons.promotion import PromotedBy, promoted_tokens
-from mmneurons.recordings import RecordOptions, as_list, is_many, record_pictures, refuse_unknown, spell
+from mmneurons.recordings import RecordOptions, as_list, is_many, record_pictures, spell
+from mmneurons.table import NeuronRow, NeuronTable, full_note
 from mmneurons.vlm.geometry import geometry
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, open_picture
@@ -124,10 +126,7 @@ class WordFinding:
             )
             for rank, (place, activation, promoted) in enumerate(zip(places, activations, tokens, strict=True))
         )
-        note = self.note
-        if self.total is not None and self.total < 0:
-            note += f"; shares are of a negative sum, {self.total:.3g}"
-        return NeuronTable(f"{self.word!r} in {self.found.caption!r}", rows, note)
+        return NeuronTable(f"{self.word!r} in {self.found.caption!r}", rows, full_note(self.note, self.total))
 
     def look(self, rank: int = 0, first: int | None = None) -> Heatmap:
         """Where a neuron looks: its activation at the image tokens, times the sign that it had when the word was said.
@@ -340,7 +339,7 @@ def find(
             its own emitting position with its own reference. A contrast with another word (``against="cat"``) explains
             the first token where the two differ instead.
         missing: what to do where a word in ``words`` is not in a caption: ``"raise"``, or ``"skip"`` it, which leaves
-            that finding without it.
+            that finding without it. Likewise where a word cannot be contrasted with ``against`` in a caption.
         **options: see ``FindOptions`` and ``RecordOptions``.
 
     Returns:
@@ -357,6 +356,7 @@ def find(
         raise OptionError(f"token={token!r} is not possible. Choose 'first', 'last' or 'sum'.")
     if missing not in ("raise", "skip"):
         raise OptionError(f"missing={missing!r} is not possible. Choose 'raise' or 'skip'.")
+    words = named_words(words)
     _check_options(finder, options)
     asked = {name: value for name, value in options.items() if name in RecordOptions.__annotations__}
     scorer, contrast = _scorer(finder, {name: value for name, value in options.items() if name not in asked}, options)
@@ -370,22 +370,24 @@ def find(
     ]
     findings = []
     for start in range(0, len(bare), SCORED_AT_ONCE):
-        batch = [(found, _words(found, words, missing)) for found in bare[start : start + SCORED_AT_ONCE]]
+        batch = [(found, _words(found, words, missing, contrast)) for found in bare[start : start + SCORED_AT_ONCE]]
         scored = _score(batch, contrast)
         findings += [replace(found, parts=tuple(parts)) for (found, _), parts in zip(batch, scored, strict=True)]
     return findings if is_many(images) else findings[0]
 
 
-def _words(bare: Finding, wanted: Sequence[str] | None, missing: Missing) -> Sequence[Word]:
+def _words(bare: Finding, wanted: Sequence[str] | None, missing: Missing, contrast: str | None) -> Sequence[Word]:
     if bare.vlm.processor is None:
         if wanted:
             raise OptionError("Words need a processor; without one use found.at(step).")
         return ()
     begun = len(bare.recording.request.prefix)
-    names = [wanted] if isinstance(wanted, str) else wanted
-    if names is not None and missing == "skip":
-        names = [name for name in names if stands_in(bare.caption, begun, name)]
-    return find_words(bare.caption, begun, bare.recording.spans, names)
+    if wanted is not None and missing == "skip":
+        wanted = [name for name in wanted if stands_in(bare.caption, begun, name)]
+    words = find_words(bare.caption, begun, bare.recording.spans, wanted)
+    if contrast is not None and missing == "skip":
+        words = [word for word in words if _contrasted(bare, word, contrast) is not None]
+    return words
 
 
 def _score(batch: Sequence[tuple[Finding, Sequence[Word]]], contrast: str | None) -> list[list[WordFinding]]:
@@ -429,16 +431,21 @@ def _part(
 def _targets(bare: Finding, word: Word, contrast: str | None) -> list[Target]:
     tokens = bare.recording.token_ids
     if contrast is not None:
-        return [_contrasted(bare, word, contrast)]
+        target = _contrasted(bare, word, contrast)
+        if target is None:
+            raise OptionError(
+                f"{word.surface!r} and {contrast.strip()!r} cannot be contrasted here: in {bare.caption!r} no token of "
+                "the one stands where a different token of the other would. Choose a word with another spelling, or "
+                "pass missing='skip' to leave such words out."
+            )
+        return [target]
     steps = {"first": word.steps[:1], "last": word.steps[-1:], "sum": word.steps}[bare.explained]
     return [Target(step, int(tokens[step])) for step in steps]
 
 
-def _contrasted(bare: Finding, word: Word, other: str) -> Target:
-    """The first token where a word and another in its place, tokenised in this context, differ."""
+def _contrasted(bare: Finding, word: Word, other: str) -> Target | None:
+    """The first token where a word and another in its place, tokenised in this context, differ; None if none does."""
     recording, other = bare.recording, other.strip()
-    if not other:
-        raise OptionError("against='' names no word to contrast with.")
     begun = len(recording.request.prefix)
     before, after = bare.caption[begun : word.start], bare.caption[word.end :]
     spelt = spell(bare.vlm, recording.request, before + other + after)
@@ -448,10 +455,7 @@ def _contrasted(bare: Finding, word: Word, other: str) -> Target:
     # the differing token has to spell both words, not what comes after the shorter one
     ends = len(before) + len(other)
     if differs is None or differs not in word.steps or not min(spans[differs][1], ends) > max(spans[differs][0], 0):
-        raise OptionError(
-            f"{word.surface!r} and {other!r} cannot be contrasted here: in {bare.caption!r} no token of the one stands "
-            "where a different token of the other would. Choose a word with another spelling."
-        )
+        return None
     return Target(differs, said[differs], spelt[differs])
 
 
@@ -468,6 +472,8 @@ def _scorer(finder: str | Finder, own: dict[str, object], options: FindOptions) 
     """The finder with its own options, and the word that it contrasts with."""
     against = own.get("against")
     references = ("vocabulary", "distribution")
+    if isinstance(against, str) and not against.strip():
+        raise OptionError(f"against={against!r} names no word to contrast with.")
     if finder == "contribution" and isinstance(against, str) and against not in references:
         if meant := [name for name in references if SequenceMatcher(None, against.lower(), name).ratio() > 0.65]:
             raise OptionError(

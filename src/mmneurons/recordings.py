@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from typing import TypedDict, Unpack, overload
 
 from PIL import Image
 from torch import Tensor
 
 from mmneurons.errors import OptionError
+from mmneurons.options import check_seed, check_whole, refuse_unknown
 from mmneurons.vlm.inputs import PREFIX, PROMPT, Request, check_inputs, continuation, make_inputs
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, open_picture
@@ -33,7 +33,6 @@ __all__ = [
     "is_many",
     "record",
     "record_pictures",
-    "refuse_unknown",
     "spell",
 ]
 
@@ -130,9 +129,11 @@ def record_pictures(
     keep = Keep(options.get("image_budget", IMAGE_BUDGET), options.get("gates", False))
     batch_size, max_new_tokens = options.get("batch_size", BATCH_SIZE), options.get("max_new_tokens", MAX_NEW_TOKENS)
     inputs, given = options.get("inputs"), options.get("caption")
-    for name, count in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
-        if not isinstance(count, int) or count < 1:
-            raise OptionError(f"{name}={count!r} is not possible: it has to be a whole number from 1.")
+    check_whole("batch_size", batch_size)
+    check_whole("max_new_tokens", max_new_tokens)
+    seed = options.get("seed")
+    if seed is not None:
+        check_seed(seed)
     if given is not None and pictures is not None:
         return _record_captions(vlm, pictures, prompt, prefix, given, keep)
     if inputs is not None and pictures is None and given is None:
@@ -145,7 +146,7 @@ def record_pictures(
     recordings = []
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
-        recordings += record_generation(vlm, batch, max_new_tokens, options.get("seed"), keep, **generation)
+        recordings += record_generation(vlm, batch, max_new_tokens, seed, keep, **generation)
     return [_read(vlm, recording) for recording in recordings]
 
 
@@ -191,22 +192,6 @@ def spell(vlm: VLM, request: Request, text: str) -> list[int]:
     """The ids of a caption after its prefix; without a prefix a blank joins it to the prompt."""
     joined = bool(request.prefix) or not request.text or request.text[-1].isspace()
     return continuation(vlm, request, text if joined else f" {text}")
-
-
-def refuse_unknown(options: Mapping[str, object], known: Sequence[str]) -> None:
-    """Refuse options that nothing takes, and say what was meant.
-
-    Raises:
-        OptionError: there is one.
-    """
-    for name in options:
-        if name not in known:
-            close = get_close_matches(name, known, 1)
-            meant = f"Did you mean {close[0]}? " if close else ""
-            raise OptionError(
-                f"There is no option {name}. {meant}There are: {', '.join(known)}. Options of generate, such as "
-                "temperature or num_beams, go into generation={…}."
-            )
 
 
 def is_many(images: object) -> bool:

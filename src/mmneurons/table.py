@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas
     import polars
 
-__all__ = ["NeuronRow", "NeuronTable", "neuron_name", "visible"]
+__all__ = ["NeuronRow", "NeuronTable", "full_note", "neuron_name", "visible"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,11 @@ def _cut(line: str, width: int) -> str:
 def neuron_name(layer: int, expert: int | None, unit: int) -> str:
     """What a neuron is called: ``L27.u1234``, in a mixture of experts ``L27.e3.u1234``."""
     return f"L{layer}.u{unit}" if expert is None else f"L{layer}.e{expert}.u{unit}"
+
+
+def full_note(note: str, total: float | None) -> str:
+    """What stands below a table: its note, and a warning where shares are of a negative sum, which turns them round."""
+    return note if total is None or total >= 0 else f"{note}; shares are of a negative sum, {total:.3g}"
 
 
 def visible(token: str) -> str:

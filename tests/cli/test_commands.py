@@ -29,7 +29,7 @@ def test_find_says_what_it_did(place, tiny_checkpoint):
     assert "4 blocks" in result.err or "blocks of" in result.err
     assert "mmn report run" in result.err
     again = mmn("find", "photos", "--model", tiny_checkpoint, "--out", "run")
-    assert (again.code, again.out) == (0, "run: 7 pictures explained, 7 of them before\n")
+    assert (again.code, again.out) == (0, "run: 7 pictures explained; 7 were done before\n")
 
 
 def test_find_in_json(place, tiny_checkpoint):
@@ -80,6 +80,16 @@ def test_options_arrive_under_their_names(place, tiny_checkpoint):
         (["show", "nowhere"], "no folder 'nowhere'"),
         (["report", "nowhere"], "no folder 'nowhere'"),
         (["doctor", "nowhere/at/all"], "no folder"),
+        (["find", "photos", "--neurons", "0"], "--neurons=0"),
+        (["find", "photos", "--batch-size", "0"], "--batch-size=0"),
+        (["find", "photos", "--seed", "-1"], "seed=-1"),
+        (["find", "photos", "--words", ""], "'' is no word"),
+        (["find", "photos", "--finder", "contributions"], "There is no finder 'contributions'"),
+        (["find", "photos", "--out", "photos"], "holds other files"),
+        (["find", "photos", "--revision", "main"], "--revision 'main'"),
+        (["doctor", "demo", "--revision", "main"], "--revision 'main'"),
+        (["demo", "--neurons", "0"], "--neurons=0"),
+        (["show", "photos", "--limit", "0"], "--limit=0"),
     ],
 )
 def test_mistakes_are_messages(place, arguments, says):
@@ -111,6 +121,38 @@ def test_another_question_to_the_same_folder_is_refused(run, tiny_checkpoint):
     result = mmn("find", "photos", "--model", tiny_checkpoint, "--out", "run", "--neurons", 5)
     assert result.code == 1
     assert "options neurons is 10 there and 5 here" in result.err
+
+
+def test_names_that_are_not_utf_8_are_written_so_that_they_can_be_read(place, tiny_checkpoint):
+    name = os.fsdecode(b"dogs\xff")
+    (place / "photos").rename(place / name)
+    result = mmn("find", name, "--model", tiny_checkpoint, "--out", "run", "--limit", 2)
+    assert (result.code, result.err.count("Traceback")) == (0, 0)
+    about = mmneurons.runs.open("run").about
+    assert about["pictures"]["inputs"] == ["dogs\\xff"]
+    assert mmn("find", name, "--model", tiny_checkpoint, "--out", "run", "--limit", 2).code == 0
+    assert mmn("report", "run").code == 0
+
+
+def test_a_terminal_of_another_encoding_shows_what_it_can(place, run):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    (place / "run" / "run.json").write_text("…")
+    command = [sys.executable, "-m", "mmneurons.cli.main", "show", "run"]
+    result = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(b"error: 'run/run.json' is damaged")
+    assert b"Traceback" not in result.stderr
+
+
+def test_stopped_by_hand_is_said(place, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmneurons.runs.reader.open_run", stop)
+    (as_json,) = mmn("show", "run", "--json").events
+    assert as_json == {"event": "stopped"}
+    result = mmn("show", "run")
+    assert (result.code, "Stopped" in result.err) == (130, True)
 
 
 def test_no_picture_explained_is_an_exit_code_of_its_own(place, tiny_checkpoint):
@@ -164,6 +206,8 @@ def test_report_and_figures(run, place):
     report = mmn("report", "run")
     assert (report.code, report.out) == (0, "run/report.html\n")
     assert "An image of a" in (place / "run" / "report.html").read_text()
+    into_a_folder = mmn("report", "run", "--out", "photos")
+    assert (into_a_folder.code, "'photos' is a folder" in into_a_folder.err) == (1, True)
     figures = mmn("report", "run", "--figures", "figures", "--limit", 2, "--neurons", 2)
     assert figures.code == 0
     assert "4 figures in figures" in figures.out

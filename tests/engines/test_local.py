@@ -1,6 +1,8 @@
 """A run in this process: its rows are those of ``mmn.find``, and stopping it changes nothing."""
 
+import os
 import shutil
+import signal
 
 import numpy as np
 import polars as pl
@@ -12,7 +14,7 @@ from helpers.speaking import SAID, make_it_say
 from helpers.tiny import tiny_llava, tiny_llava_next
 from mmneurons.engines import local
 from mmneurons.engines.local import Progress
-from mmneurons.errors import OptionError, RunError, SourceError
+from mmneurons.errors import MMNeuronsError, OptionError, RunError, SourceError
 from mmneurons.finders import Activation
 from mmneurons.runs.schema import TABLES
 from mmneurons.vlm.geometry import geometry
@@ -111,10 +113,10 @@ def test_gone_on_with_it_is_the_undisturbed_run(dog, photos, tmp_path):
 
     with pytest.raises(Stop):
         mmn.run(dog, photos, tmp_path / "parts", shard=2, progress=stop_at_five)
-    assert mmn.runs.open(tmp_path / "parts").images.collect().height == 4
+    assert mmn.runs.open(tmp_path / "parts").images.collect().height == 6
     told = []
     resumed = mmn.run(dog, photos, tmp_path / "parts", shard=2, progress=told.append)
-    assert [(now.before, now.done) for now in told] == [(4, 4), (4, 6), (4, 7)]
+    assert [(now.before, now.done) for now in told] == [(6, 6), (6, 7)]
     for name, table in rows(whole).items():
         assert table.equals(rows(resumed)[name]), name
     again = mmn.run(dog, photos, tmp_path / "parts", shard=2, progress=told.append)
@@ -194,7 +196,7 @@ def test_what_fails_for_every_picture_ends_the_run(dog, photos, tmp_path, monkey
         return []
 
     monkeypatch.setattr(local, "find", fail)
-    with pytest.raises(RuntimeError, match="the device is gone"):
+    with pytest.raises(RunError, match=r"All 7 pictures of a batch failed \(RuntimeError: the device is gone\)"):
         mmn.run(dog, photos, tmp_path / "run")
     assert mmn.runs.open(tmp_path / "run").shards == 0
 
@@ -242,6 +244,17 @@ def test_another_model_or_other_options_are_refused(dog, photos, tmp_path):
         ({"temperature": 1}, "no option temperature"),
         ({"by": "angle"}, "by='angle'"),
         ({"token": "middle"}, "token='middle'"),
+        ({"shard": True}, "shard=True"),
+        ({"seed": "a"}, "seed='a'"),
+        ({"seed": 2**64}, "seed=18446744073709551616"),
+        ({"words": [" "]}, "is no word"),
+        ({"words": [1]}, "is no word"),
+        ({"words": 5}, "pass a list of words"),
+        ({"against": " "}, "names no word"),
+        ({"finder": None}, "finder=None"),
+        ({"generation": {"do_sample": True}}, "does not sample"),
+        ({"generation": {"stopping_criteria": object()}}, "cannot be written"),
+        ({"batch_size": True}, "batch_size=True"),
     ],
 )
 def test_wrong_options_write_nothing(dog, photos, tmp_path, options, says, unchecked):
@@ -250,7 +263,91 @@ def test_wrong_options_write_nothing(dog, photos, tmp_path, options, says, unche
     assert not (tmp_path / "run").exists()
 
 
-def test_no_pictures(dog, tmp_path):
-    with pytest.raises(SourceError):
-        mmn.run(dog, tmp_path / "nowhere", tmp_path / "run")
+@pytest.mark.parametrize("inputs", [None, 5, b"photos", [], ["photos", 5]])
+def test_no_pictures(dog, tmp_path, inputs, unchecked):
+    for named in (inputs, tmp_path / "nowhere"):
+        with pytest.raises(SourceError):
+            mmn.run(dog, named, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_that_the_model_cannot_take_writes_nothing(dog, photos, tmp_path):
+    with pytest.raises(MMNeuronsError, match="refused the prompt"):
+        mmn.run(dog, photos, tmp_path / "run", prompt="What is <image> in the picture?")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_word_is_a_word(dog, photos, tmp_path):
+    run = mmn.run(dog, photos, tmp_path / "run", words="dog", limit=1)
+    assert run.about["options"]["words"] == ["dog"]
+    assert run.words.collect()["word"].to_list() == ["dog"]
+
+
+def test_failed_pictures_are_tried_again_where_that_is_asked(dog, photos, tmp_path):
+    whole = mmn.run(dog, photos, tmp_path / "whole")
+    good = (photos / "3.png").read_bytes()
+    (photos / "3.png").write_bytes(good[:100])
+    mmn.run(dog, photos, tmp_path / "run")
+    (photos / "3.png").write_bytes(good)
+    still = mmn.run(dog, photos, tmp_path / "run")
+    assert still.images.collect()["status"].to_list() == ["ok"] * 3 + ["error"] + ["ok"] * 3
+    told = []
+    again = mmn.run(dog, photos, tmp_path / "run", retry_failed=True, progress=told.append)
+    assert [(now.before, now.done, now.failed) for now in told] == [(6, 6, 0), (6, 7, 0)]
+    for table, key, columns in (
+        ("images", "source", ["source", "image_id", "status", "caption"]),
+        ("neurons", "word_id", ["word_id", "rank", "layer", "unit"]),
+    ):
+        expected = rows(whole)[table].sort(key, maintain_order=True).select(columns)
+        assert rows(again)[table].sort(key, maintain_order=True).select(columns).equals(expected)
+
+
+def test_pictures_that_fail_in_a_row_end_the_run(dog, photos, tmp_path, monkeypatch):
+    """One by one there is no batch to tell whether it is the picture; and what had been found is kept."""
+    calls = []
+
+    def fail_from_the_third_on(vlm, pictures, **options):
+        calls.extend(pictures)
+        if len(calls) > 2:
+            raise MemoryError("no memory left")
+        return mmn.find(vlm, pictures, **options)
+
+    monkeypatch.setattr(local, "find", fail_from_the_third_on)
+    with pytest.raises(RunError, match=r"3 pictures in a row failed .the last: MemoryError: no memory left.*retry"):
+        mmn.run(dog, photos, tmp_path / "run", batch_size=1)
+    monkeypatch.undo()
+    assert mmn.runs.open(tmp_path / "run").images.collect()["status"].to_list() == ["ok", "ok", "error", "error"]
+    again = mmn.run(dog, photos, tmp_path / "run", batch_size=1, retry_failed=True)
+    assert again.images.collect()["status"].to_list() == ["ok"] * 7
+
+
+def test_a_word_that_cannot_be_contrasted_is_left_out_and_its_picture_kept(dog, photos, tmp_path):
+    run = mmn.run(dog, photos, tmp_path / "run", against="dog", limit=2)
+    assert run.images.collect()["status"].to_list() == ["ok", "ok"]
+    assert run.words.collect()["word"].to_list() == ["ball", "ball"]
+    with pytest.raises(OptionError, match="cannot be contrasted"):
+        mmn.find(dog, photos / "0.png", against="dog")
+
+
+def test_neurons_by_chance_are_others_for_every_picture_however_it_is_batched(dog, photos, tmp_path):
+    tables = [
+        rows(mmn.run(dog, photos, tmp_path / f"run{size}", finder="random", batch_size=size, limit=4))["neurons"]
+        for size in (1, 3)
+    ]
+    names = ["word_id", "rank", "layer", "unit", "score"]
+    assert tables[0].select(names).equals(tables[1].select(names))
+    drawn = tables[0].group_by("word_id").agg(pl.struct("layer", "unit").sort())
+    assert drawn["layer"].n_unique() == drawn.height == 8
+
+
+def test_ctrl_c_waits_for_a_shard_that_is_being_written(dog, photos, tmp_path, monkeypatch):
+    usual = local.write_shard
+
+    def interrupted(path, tables):
+        os.kill(os.getpid(), signal.SIGINT)
+        return usual(path, tables)
+
+    monkeypatch.setattr(local, "write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        mmn.run(dog, photos, tmp_path / "run", shard=3)
+    assert mmn.runs.open(tmp_path / "run").images.collect().height == 3

@@ -1,6 +1,7 @@
 """The run folder: written whole or not at all, read lazily, and refused where it is not what it is taken for."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import pytest
 from mmneurons import runs
 from mmneurons.errors import RunError
 from mmneurons.runs import writer
+from mmneurons.runs.reader import readable
 from mmneurons.runs.schema import TABLES, part_folders, schema
 
 ABOUT = {
@@ -18,6 +20,7 @@ ABOUT = {
     "options": {"neurons": 10, "against": None},
     "pictures": {"inputs": ["photos"], "limit": 5},
     "total": 5,
+    "folder": os.getcwd(),
 }
 
 
@@ -121,7 +124,7 @@ def test_a_write_that_fails_leaves_nothing(folder, monkeypatch, table):
 
     monkeypatch.setattr(pl.DataFrame, "write_parquet", fail)
     before = sorted(folder.rglob("*"))
-    with writer.locked(folder), pytest.raises(OSError, match="No space"):
+    with writer.locked(folder), pytest.raises(RunError, match=r"cannot be written.*No space"):
         writer.write_shard(folder, tables("boat"))
     assert written
     assert sorted(folder.rglob("*")) == before
@@ -239,9 +242,64 @@ def test_folders_of_something_else_are_refused(tmp_path, folder):
     (folder / "run.json").write_text(json.dumps({"schema": 99}))
     with pytest.raises(RunError, match="of version 99"):
         runs.open(folder)
+    for odd in (["schema", 1], {"schema": 1}, {"schema": 1, **ABOUT, "total": "x"}, {"schema": 1, **ABOUT, "model": 5}):
+        (folder / "run.json").write_text(json.dumps(odd))
+        with pytest.raises(RunError, match="is damaged"):
+            runs.open(folder)
+    (folder / "run.json").write_text("[" * 100_000)
+    with pytest.raises(RunError, match="is damaged"):
+        runs.open(folder)
 
 
 def test_a_damaged_part_is_named(folder):
     (folder / "parts" / "000000" / "images.parquet").write_bytes(b"PAR1")
     with pytest.raises(RunError, match=r"000000.*Delete this folder"):
         writer.finished_sources(folder)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_part_without_one_of_its_tables_is_noticed_on_going_on(folder, table):
+    (folder / "parts" / "000001" / f"{table}.parquet").unlink()
+    with pytest.raises(RunError, match=r"000001.*Delete this folder"):
+        writer.finished_sources(folder)
+
+
+def test_a_damaged_page_behind_a_whole_footer_is_named(folder):
+    file = folder / "parts" / "000001" / "images.parquet"
+    content = bytearray(file.read_bytes())
+    content[4:200] = bytes(196)
+    file.write_bytes(content)
+    run = runs.open(folder)
+    with pytest.raises(RunError, match=r"000001.*Delete this folder"), readable(folder):
+        run.images.collect()
+
+
+def test_failed_pictures_are_forgotten_and_nothing_else(folder):
+    with writer.locked(folder):
+        failed = tables("boat", "car")
+        failed["images"]["status"][0] = "error"
+        writer.write_shard(folder, failed)
+        assert writer.forget_failed(folder) == 1
+        assert writer.forget_failed(folder) == 0
+    run = runs.open(folder)
+    assert run.images.collect()["source"].to_list() == ["dog", "cat", "ball", "car"]
+    assert sorted(path.name for path in (folder / "parts" / "000002").iterdir()) == sorted(
+        f"{t}.parquet" for t in TABLES
+    )
+
+
+def test_names_that_mean_something_else_in_another_folder_are_refused(folder):
+    elsewhere = {**ABOUT, "folder": "/elsewhere"}
+    with pytest.raises(RunError, match=r"'photos' was named in the folder .* there and in '/elsewhere' here"):
+        writer.begin(folder, elsewhere)
+    absolute = folder.parent / "absolute"
+    named = {**ABOUT, "pictures": {"inputs": ["/photos", "demo:pictures"], "images": None}}
+    with writer.locked(absolute):
+        writer.begin(absolute, named)
+        writer.begin(absolute, {**named, "folder": "/elsewhere"})
+    assert runs.open(absolute).about["folder"] == ABOUT["folder"]
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path):
+    with pytest.raises(RunError, match="not UTF-8"):
+        writer.check_folder(tmp_path / os.fsdecode(b"run\xff"))

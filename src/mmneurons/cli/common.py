@@ -60,7 +60,11 @@ def load_model(
     trust_remote_code: bool,
 ) -> VLM:
     """Load a model without the bars and warnings of the libraries below."""
+    from mmneurons.errors import OptionError
     from mmneurons.vlm.loading import load, without_bars
+
+    if revision is not None and (model == "demo" or Path(model).expanduser().is_dir()):
+        raise OptionError(f"--revision {revision!r} is for a checkpoint on the hub; {model!r} is here as it is.")
 
     with without_bars():
         return load(

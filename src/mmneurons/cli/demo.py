@@ -35,10 +35,13 @@ def command(
     """Find the neurons behind the words of bundled pictures with a small model, print them, and write a report."""
     from mmneurons.demo import pictures
     from mmneurons.engines.local import run
+    from mmneurons.options import check_whole
     from mmneurons.reports.html import write_report
     from mmneurons.reports.sheet import write_sheet
     from mmneurons.runs.printing import pages
 
+    check_whole("--neurons", neurons)
+    check_whole("--limit", limit, 0)
     output = Output(as_json, quiet)
     started = time.perf_counter()
     vlm = load_model("demo", None, None, None, False, False)

@@ -122,6 +122,9 @@ def command(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", help="Where a caption is cut.", rich_help_panel=WORDS)
     ] = 50,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try pictures again that failed before.", rich_help_panel=PICTURES)
+    ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", help="How many pictures at once.")] = 8,
     shard: Annotated[int, typer.Option("--shard", help="How many pictures are written at once.")] = 32,
     dtype: Dtype = None,
@@ -137,12 +140,29 @@ def command(
     Stop it at any time: the same command again goes on. A picture that cannot be read is a row with its error.
     """
     from mmneurons.engines.local import run
-    from mmneurons.runs.reader import open_run
+    from mmneurons.errors import OptionError
+    from mmneurons.finders import FINDERS
+    from mmneurons.options import check_seed, check_whole, named_words
+    from mmneurons.runs.writer import check_folder
     from mmneurons.sources import gather
 
     output = Output(as_json, quiet)
-    # before the model, which takes longer: a misspelt folder shows at once
+    # before the model, which takes longer: what is misspelt shows at once
+    for name, count, least in (
+        ("--neurons", neurons, 1),
+        ("--promotes", promotes, 0),
+        ("--maps", maps, 0),
+        ("--max-new-tokens", max_new_tokens, 1),
+        ("--batch-size", batch_size, 1),
+        ("--shard", shard, 1),
+    ):
+        check_whole(name, count, least)
+    check_seed(seed)
+    named_words(words)
+    if finder not in FINDERS:
+        raise OptionError(f"There is no finder {finder!r}. There are: {', '.join(FINDERS)}.")
     gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    check_folder(out)
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code)
     output.note(repr(vlm))
     options: RunOptions = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
@@ -181,19 +201,26 @@ def command(
                 by=by,
                 maps=maps,
                 shard=shard,
+                retry_failed=retry_failed,
                 progress=keep_and_tell,
                 **options,
             )
         except KeyboardInterrupt:
-            stopped = f"Stopped. {open_run(out).images.select('source').collect().height} pictures are done; "
-            output.result(f"{stopped}the same command goes on.", event="stopped", run=str(out))
+            done = last[0].done if last else 0
+            output.result(
+                f"Stopped. {done} pictures are done; the same command goes on.",
+                event="stopped",
+                run=str(out),
+                done=done,
+            )
             raise typer.Exit(INTERRUPTED) from None
     (end,) = last
     explained = end.done - end.failed - end.duplicates
     text = f"{out}: {explained} picture{'' if explained == 1 else 's'} explained"
-    text += f", {end.before} of them before" if end.before else f", {end.words} word{'' if end.words == 1 else 's'}"
+    text += "" if end.before else f", {end.words} word{'' if end.words == 1 else 's'}"
     text += f", {end.duplicates} met twice" if end.duplicates else ""
     text += f", {end.failed} failed (their errors: mmn show {out})" if end.failed else ""
+    text += f"; {end.before} were done before" if end.before else ""
     output.result(text, event="done", run=str(out), **asdict(end))
     output.note(f"look: mmn report {out}    or    mmn show {out}")
     if not explained and end.total:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from importlib import metadata
 
 import typer
@@ -26,8 +29,24 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
+    """Say that a command was stopped by hand; what calls it would end without a word."""
+
+    @functools.wraps(command)
+    def run(**options: object) -> None:
+        try:
+            command(**options)
+        except KeyboardInterrupt:
+            Output(bool(options.get("as_json"))).stopped()
+            raise typer.Exit(INTERRUPTED) from None
+
+    return run
+
+
 for module in (demo, find, show, report, doctor):
-    app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)
+    app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(_stoppable(module.command))
 
 
 @app.callback(invoke_without_command=True)
@@ -45,15 +64,16 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a name or a caption may hold what a terminal of another encoding has not
+            stream.reconfigure(errors="backslashreplace")
     output = Output("--json" in sys.argv, quiet=False)
     try:
         app()
     except MMNeuronsError as error:
         output.error(error)
         sys.exit(1)
-    except KeyboardInterrupt:
-        output.note("Stopped. What was written stays; the same command again goes on.")
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # whoever read our output has had enough; Python would complain once more when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

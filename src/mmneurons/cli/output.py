@@ -42,6 +42,13 @@ class Output:
         if not self.quiet and not self.as_json:
             _console().print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def stopped(self) -> None:
+        """That somebody stopped it."""
+        if self.as_json:
+            print(json.dumps({"event": "stopped"}), flush=True)
+        else:
+            _console().print("Stopped. What was written stays.")
+
     def error(self, error: Exception) -> None:
         """What went wrong and what to do."""
         if self.as_json:

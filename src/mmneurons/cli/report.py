@@ -33,12 +33,11 @@ def command(
     quiet: Quiet = False,
 ) -> None:
     """Write a run as one HTML file that needs no network; or as figures for a paper."""
-    from mmneurons.errors import OptionError
+    from mmneurons.options import check_whole
     from mmneurons.runs.reader import open_run
 
     for name, value in (("--limit", limit), ("--neurons", neurons)):
-        if value < 1:
-            raise OptionError(f"{name} {value} is not possible: it has to be a whole number from 1.")
+        check_whole(name, value)
     output = Output(as_json, quiet)
     opened = open_run(run)
     if figures is not None:

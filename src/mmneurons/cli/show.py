@@ -31,13 +31,13 @@ def command(
     as_json: AsJson = False,
 ) -> None:
     """Print what a run found: captions, words, and their neurons."""
-    from mmneurons.errors import OptionError
+    from mmneurons.options import check_whole
     from mmneurons.runs.printing import counted, pages
     from mmneurons.runs.reader import open_run
 
     for name, value in (("--neurons", neurons), ("--limit", limit)):
-        if value is not None and value < 1:
-            raise OptionError(f"{name} {value} is not possible: it has to be a whole number from 1.")
+        if value is not None:
+            check_whole(name, value)
     output = Output(as_json)
     opened = open_run(run)
     shown = 0

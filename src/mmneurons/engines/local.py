@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -16,18 +20,20 @@ from typing import Literal, TypedDict, Unpack
 from PIL import Image
 
 from mmneurons.engines.rows import Depth, Meanings, ShardRows, joined
-from mmneurons.errors import MMNeuronsError, OptionError
+from mmneurons.errors import MMNeuronsError, OptionError, RunError
 from mmneurons.finders import Finder
 from mmneurons.finders.contribution import Contribution
 from mmneurons.finding import Explained, Finding, find
 from mmneurons.nouns import nouns
+from mmneurons.options import check_seed, check_whole, named_words, refuse_unknown
 from mmneurons.promotion import PromotedBy, check_by, promoter
-from mmneurons.recordings import BATCH_SIZE, MAX_NEW_TOKENS, refuse_unknown
+from mmneurons.recordings import BATCH_SIZE, MAX_NEW_TOKENS
 from mmneurons.runs.reader import Run, open_run
-from mmneurons.runs.writer import begin, finished_sources, locked, write_shard
+from mmneurons.runs.writer import begin, finished_sources, forget_failed, locked, write_shard
 from mmneurons.sources import Item, gather, image_id
+from mmneurons.sources.item import as_text
 from mmneurons.vlm.fingerprint import fingerprint
-from mmneurons.vlm.inputs import PREFIX, PROMPT
+from mmneurons.vlm.inputs import PREFIX, PROMPT, make_inputs
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import decode_picture
 from mmneurons.vlm.recording import IMAGE_BUDGET
@@ -36,6 +42,9 @@ __all__ = ["SHARD", "Progress", "RunOptions", "run"]
 
 SHARD = 32
 """How many pictures are written at once, and lost at most when a run is killed."""
+
+IN_A_ROW = 3
+"""After how many pictures in a row that fail, and not by an error of ours, a run ends: then it is not the pictures."""
 
 
 class RunOptions(TypedDict, total=False):
@@ -46,7 +55,7 @@ class RunOptions(TypedDict, total=False):
         prefix: how captions are begun.
         batch_size: how many pictures are generated for at once. It may be changed when a run is gone on with.
         max_new_tokens: where a caption is cut.
-        generation: further options of ``generate``.
+        generation: further options of ``generate``; no sampling, since a run is to be the same however it is stopped.
         against: see ``mmneurons.finding.FindOptions``; likewise the rest.
         norm: of ``contribution``.
         activation: of ``contribution``.
@@ -68,7 +77,7 @@ class Progress:
 
     Attributes:
         total: how many pictures there are.
-        before: how many of them had been done when this began.
+        before: how many of them had been done when this began, whatever became of them.
         done: how many are done now.
         failed: how many of those could not be read or captioned.
         duplicates: how many are copies of an earlier one.
@@ -95,6 +104,14 @@ class _Read:
     error: str | None
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """What went wrong with a picture, and whether it was an error of ours, which is the picture's."""
+
+    text: str
+    ours: bool
+
+
 def run(
     vlm: VLM,
     inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
@@ -113,14 +130,15 @@ def run(
     by: PromotedBy = "cosine",
     maps: int = 10,
     shard: int = SHARD,
+    retry_failed: bool = False,
     progress: Callable[[Progress], None] | None = None,
     **options: Unpack[RunOptions],
 ) -> Run:
     """Find the neurons behind the words of every picture's caption, into a run folder.
 
     The same call again goes on where the last one stopped, however it was stopped: after Ctrl-C behind the last batch,
-    after a kill behind the last shard. A picture that cannot be read is a
-    row with its error; one whose bytes were met before is a row that says so.
+    after a kill behind the last shard. A picture that cannot be read is a row with its error, and stays one unless
+    ``retry_failed`` is asked; one whose bytes were met before is a row that says so.
 
     Args:
         vlm: the model.
@@ -131,8 +149,9 @@ def run(
         column: the column of a table that holds the pictures.
         limit: only the first so many pictures. It may grow when a run is gone on with.
         sample: only so many pictures, drawn with ``seed``.
-        seed: of what is drawn: pictures, tokens where ``generation`` asks for sampling, and finders that draw.
-        words: the words to explain where a caption holds them; by default the nouns of every caption.
+        seed: of what is drawn: pictures, and neurons by finders that draw.
+        words: the words to explain where a caption holds them; by default the nouns of every caption. A word that
+            cannot be contrasted with ``against`` in a caption is left out of it.
         finder: as in ``mmn.find``.
         token: as in ``mmn.find``.
         neurons: how many of a word's best neurons are written down.
@@ -140,6 +159,7 @@ def run(
         by: how these are ranked, see ``mmneurons.promotion``.
         maps: for how many of the neurons a heatmap; and one of their mean.
         shard: how many pictures are written at once, and lost at most when the run is killed.
+        retry_failed: whether pictures that failed before are tried again.
         progress: is told after every batch how far the run is.
         **options: see ``RunOptions``.
 
@@ -149,15 +169,19 @@ def run(
     Raises:
         OptionError: an option has a value that it cannot have.
         SourceError: ``inputs`` name no picture.
-        RunError: the folder is of another model or other options, or in use.
+        RunError: the folder is of another model or other options, in use, or cannot be written.
     """
+    if not isinstance(out, str | os.PathLike):
+        raise OptionError(f"out={out!r} is not possible: it has to be the path of a folder.")
     depth = _depth(vlm, neurons, promotes, maps)
     check_by(by)
     refuse_unknown(options, list(RunOptions.__annotations__))
-    if not isinstance(shard, int) or shard < 1:
-        raise OptionError(f"shard={shard!r} is not possible: it has to be a whole number from 1.")
-    named = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
-    items = gather(named, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    check_whole("shard", shard)
+    check_seed(seed)
+    words = named_words(words)
+    generation = _generation(options)
+    items = gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    named = [os.fspath(name) for name in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
     batch_size = options.get("batch_size", BATCH_SIZE)
 
     def find_all(pictures: list[Image.Image]) -> list[Finding]:
@@ -173,33 +197,35 @@ def run(
             **options,
         )
 
-    find_all([])  # what is wrong with the options shows here, before anything is written
+    # what is wrong with the options shows here, before anything is written
+    find_all([])
+    make_inputs(vlm, Image.new("RGB", (64, 64)), options.get("prompt", PROMPT), options.get("prefix", PREFIX))
     if words is None:
         nouns("An image of a dog.")
     about = {
         "model": describe_model(vlm),
         "options": {
-            "words": None if words is None else list(words),
+            "words": words,
             "finder": finder if isinstance(finder, str) else repr(finder),
             "token": token,
             "prompt": options.get("prompt", PROMPT),
             "prefix": options.get("prefix", PREFIX),
             "max_new_tokens": options.get("max_new_tokens", MAX_NEW_TOKENS),
-            "generation": dict(options.get("generation") or {}),
+            "generation": generation,
             **_finder_options(finder, options),
             **asdict(depth),
             "by": by,
             "seed": seed,
         },
         "pictures": {
-            "inputs": [os.fspath(name) for name in named],
-            "images": None if images is None else os.fspath(images),
+            "inputs": [as_text(name) for name in named],
+            "images": None if images is None else as_text(os.fspath(images)),
             "column": column,
             "sample": sample,
             "limit": limit,
         },
         "total": len(items),
-        "folder": os.getcwd(),
+        "folder": as_text(os.getcwd()),
         "versions": {name: version(name) for name in ("mmneurons", "transformers", "torch")}
         | {"python": platform.python_version()},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -207,6 +233,8 @@ def run(
     path = Path(out)
     with locked(path):
         begin(path, about)
+        if retry_failed:
+            forget_failed(path)
         _work(vlm, path, items, find_all, depth, by, batch_size, shard, progress)
     return open_run(path)
 
@@ -239,10 +267,11 @@ def _work(
     done = set(finished["source"])
     # a copy's row stands for no words: where the first one's part was deleted, it is explained anew
     met = set(finished.filter(finished["status"] != "duplicate")["image_id"].drop_nulls())
-    counts = {status: int((finished["status"] == status).sum()) for status in ("ok", "duplicate", "error")}
+    listed = finished.filter(finished["source"].is_in([item.source for item in items]))["status"]
+    counts = {status: int((listed == status).sum()) for status in ("ok", "duplicate", "error")}
     todo = [item for item in items if item.source not in done]
-    before, words, started = len(items) - len(todo), 0, time.perf_counter()
-    del finished, done
+    before, words, started, strange = len(items) - len(todo), 0, time.perf_counter(), 0
+    del finished, done, listed
 
     def tell() -> None:
         if progress is not None:
@@ -263,41 +292,75 @@ def _work(
                 each = (time.perf_counter() - began) / len(batch)
                 rows = ShardRows(depth)
                 for read, outcome in zip(batch, outcomes, strict=True):
+                    strange = _in_a_row(strange, outcome)
                     counts[_write_down(rows, read, outcome, each)] += 1
                     words += len(outcome) if isinstance(outcome, Finding) else 0
                 whole.append(rows)
                 tell()
-        except KeyboardInterrupt:
-            # whoever stops a run by hand waits a moment for the batches that are whole
+        finally:
+            # also where the run is stopped or fails: the batches that are whole are not lost
             if whole and meanings is not None:
-                write_shard(path, joined(whole).finish(meanings))
-            raise
-        assert meanings is not None
-        write_shard(path, joined(whole).finish(meanings))
+                with _uninterrupted():
+                    write_shard(path, joined(whole).finish(meanings))
 
 
 def _outcomes(
     batch: Sequence[_Read], met: set[str], find_all: Callable[[list[Image.Image]], list[Finding]]
-) -> list[Finding | str | None]:
+) -> list[Finding | _Failure | None]:
     """For every picture of a batch a finding, what went wrong, or None where it was met before."""
     fresh: dict[str, Image.Image] = {}
     for read in batch:
         if read.picture is not None and read.image_id not in met:
             fresh.setdefault(str(read.image_id), read.picture)
     met.update(fresh)
-    found: dict[str, Finding | str] = dict(zip(fresh, _find_each(find_all, list(fresh.values())), strict=True))
-    return [read.error if read.picture is None else found.pop(str(read.image_id), None) for read in batch]
+    found = dict(zip(fresh, _find_each(find_all, list(fresh.values())), strict=True))
+    return [
+        found.pop(str(read.image_id), None) if read.error is None else _Failure(read.error, ours=True) for read in batch
+    ]
 
 
-def _write_down(rows: ShardRows, read: _Read, outcome: Finding | str | None, seconds: float) -> str:
+def _in_a_row(before: int, outcome: Finding | _Failure | None) -> int:
+    """How many pictures in a row have failed by no error of ours, after this one.
+
+    Raises:
+        RunError: too many.
+    """
+    if not isinstance(outcome, _Failure) or outcome.ours:
+        return before if outcome is None else 0
+    if before + 1 == IN_A_ROW:
+        raise RunError(
+            f"{IN_A_ROW} pictures in a row failed (the last: {outcome.text}), which does not look like the pictures. "
+            "Mend it; then the same with --retry-failed (retry_failed=True) goes on and tries the failed ones again."
+        )
+    return before + 1
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits until a shard is written."""
+    usual = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or usual is None:
+        yield
+        return
+    caught: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+    if caught:
+        raise KeyboardInterrupt
+
+
+def _write_down(rows: ShardRows, read: _Read, outcome: Finding | _Failure | None, seconds: float) -> str:
     """A picture's rows; its status comes back."""
     size = None if read.picture is None else read.picture.size
     if isinstance(outcome, Finding) and read.picture is not None:
         rows.add_image(read.source, read.image_id, "ok", size=size, caption=outcome.caption, seconds=seconds)
         rows.add_finding(str(read.image_id), outcome, read.picture)
         return "ok"
-    if isinstance(outcome, str):
-        rows.add_image(read.source, read.image_id, "error", size=size, error=outcome, seconds=seconds)
+    if isinstance(outcome, _Failure):
+        rows.add_image(read.source, read.image_id, "error", size=size, error=outcome.text, seconds=seconds)
         return "error"
     rows.add_image(read.source, read.image_id, "duplicate", size=size, seconds=seconds)
     return "duplicate"
@@ -305,13 +368,13 @@ def _write_down(rows: ShardRows, read: _Read, outcome: Finding | str | None, sec
 
 def _find_each(
     find_all: Callable[[list[Image.Image]], list[Finding]], pictures: list[Image.Image]
-) -> list[Finding | str]:
+) -> list[Finding | _Failure]:
     """A finding for every picture, or what went wrong with it.
 
     Where a batch fails, its pictures are tried one by one, so that one of them does not take the others along.
 
     Raises:
-        RuntimeError: all pictures of a batch of several fail, and not by an error of ours: then it is not the pictures.
+        RunError: all pictures of a batch of several fail, and not by an error of ours: then it is not the pictures.
     """
     if not pictures:
         return []
@@ -319,10 +382,13 @@ def _find_each(
         return list(find_all(pictures))
     except (MMNeuronsError, ArithmeticError, LookupError, MemoryError, RuntimeError, ValueError) as error:
         if len(pictures) == 1:
-            return [f"{type(error).__name__}: {_message(error)}"]
+            return [_Failure(f"{type(error).__name__}: {_message(error)}", isinstance(error, MMNeuronsError))]
         outcomes = [outcome for picture in pictures for outcome in _find_each(find_all, [picture])]
-        if not isinstance(error, MMNeuronsError) and all(isinstance(outcome, str) for outcome in outcomes):
-            raise
+        if not isinstance(error, MMNeuronsError) and all(isinstance(outcome, _Failure) for outcome in outcomes):
+            raise RunError(
+                f"All {len(pictures)} pictures of a batch failed ({type(error).__name__}: {_message(error)}), which "
+                "does not look like the pictures. Mend it (for memory: a smaller batch); the same again goes on."
+            ) from error
         return outcomes
 
 
@@ -365,9 +431,22 @@ def _read(item: Item) -> _Read:
 def _depth(vlm: VLM, neurons: int, promotes: int, maps: int) -> Depth:
     count = sum(block.ffn.width for block in vlm.anatomy.blocks)
     for name, value, least in (("neurons", neurons, 1), ("promotes", promotes, 0), ("maps", maps, 0)):
-        if not isinstance(value, int) or not least <= value <= count:
-            raise OptionError(f"{name}={value!r} is not possible: it has to be a whole number from {least} to {count}.")
+        check_whole(name, value, least, count)
     return Depth(neurons, promotes, maps)
+
+
+def _generation(options: RunOptions) -> dict[str, object]:
+    """The options of ``generate``, as ``run.json`` can hold them."""
+    generation = dict(options.get("generation") or {})
+    if generation.get("do_sample"):
+        raise OptionError(
+            "A run does not sample: what is drawn would depend on the batches and on where it was stopped. Leave "
+            "do_sample out, or sample picture by picture with mmn.find(…, seed=…)."
+        )
+    try:
+        return json.loads(json.dumps(generation))
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"generation={generation!r} cannot be written into run.json: {error}.") from error
 
 
 def _budget(depth: Depth) -> int:

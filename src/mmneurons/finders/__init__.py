@@ -41,6 +41,8 @@ def make_finder(finder: str | Finder, options: dict[str, object]) -> Finder:
         OptionError: there is no such finder, or it has no such option.
     """
     if not isinstance(finder, str):
+        if not callable(finder):
+            raise OptionError(f"finder={finder!r} is not possible: pass {', '.join(FINDERS)}, or a finder.")
         if options:
             raise OptionError(f"{finder!r} has its options already; these were passed beside it: {', '.join(options)}.")
         return finder

@@ -7,7 +7,8 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
-from mmneurons.errors import ExtraMissingError, OptionError
+from mmneurons.errors import ExtraMissingError, RunError
+from mmneurons.options import check_whole
 from mmneurons.runs.reader import Run, readable
 
 __all__ = ["write_report"]
@@ -32,10 +33,9 @@ def write_report(run: Run, out: Path, *, pictures: int = 40) -> Path:
     Raises:
         OptionError: ``pictures`` is no whole number from 1.
         ExtraMissingError: jinja2, altair or vl-convert-python is not installed.
-        RunError: a table of the run cannot be read.
+        RunError: a table of the run cannot be read, or ``out`` is a folder.
     """
-    if not isinstance(pictures, int) or pictures < 1:
-        raise OptionError(f"pictures={pictures!r} is not possible: it has to be a whole number from 1.")
+    check_whole("pictures", pictures)
     if missing := [package for module, package in NEEDED.items() if find_spec(module) is None]:
         raise ExtraMissingError(
             f"A report needs {', '.join(missing)}, not installed here. Install it: pip install 'mmneurons[report]'"
@@ -43,6 +43,10 @@ def write_report(run: Run, out: Path, *, pictures: int = 40) -> Path:
     from mmneurons.reports.page import page
 
     out = Path(out)
+    if out.is_dir():
+        raise RunError(
+            f"{str(out)!r} is a folder, and a report is a file. Name one, such as {str(out / 'report.html')!r}."
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with readable(run.path):
         text = page(run, pictures)

@@ -9,7 +9,7 @@ import polars as pl
 
 from mmneurons.english import are_forms, fold
 from mmneurons.runs.reader import Run, readable
-from mmneurons.table import NeuronRow, NeuronTable, neuron_name, visible
+from mmneurons.table import NeuronRow, NeuronTable, full_note, neuron_name, visible
 
 __all__ = ["Page", "WordTable", "counted", "neuron_rows", "pages"]
 
@@ -152,7 +152,7 @@ def neuron_rows(neurons: pl.DataFrame) -> tuple[NeuronRow, ...]:
 
 def _word_table(row: dict, neurons: pl.DataFrame | None, caption: str) -> WordTable:
     rows = () if neurons is None else neuron_rows(neurons)
-    table = NeuronTable(f"{row['lemma']!r} in {caption!r}", rows, row["note"])
+    table = NeuronTable(f"{row['lemma']!r} in {caption!r}", rows, full_note(row["note"], row["total"]))
     return WordTable(row["word"], row["lemma"], row["probability"], row["logit"], table)
 
 

@@ -16,7 +16,9 @@ from mmneurons.runs.schema import RUN_FILE, SCHEMA_VERSION, TABLES, part_folders
 if TYPE_CHECKING:
     import polars
 
-__all__ = ["Run", "open_run", "read_about", "readable"]
+__all__ = ["Run", "open_run", "read_about", "read_images", "readable"]
+
+_KINDS = {"model": dict, "options": dict, "pictures": dict, "total": int, "folder": str}
 
 
 @dataclass(frozen=True)
@@ -122,22 +124,51 @@ def readable(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, pl.exceptions.PolarsError) as error:
-        damaged = next((str(part) for part in part_folders(folder) if not _is_whole(part)), None)
-        if damaged is None:
-            raise
+        damaged = next((part for part in part_folders(folder) if not _is_whole(part)), None)
+        if damaged is not None:
+            raise _damaged(damaged, error) from error
         raise RunError(
-            f"{damaged!r} cannot be read: {str(error).splitlines()[0]}. Delete this folder; the same 'mmn find' again "
-            "does its pictures anew."
+            f"The tables of {str(folder)!r} cannot be read: {_first_line(error)}. Look whether its folder is still "
+            "there and can be read."
         ) from error
+
+
+def read_images(part: Path) -> polars.DataFrame:
+    """The images table of a shard, whose other tables are seen to be there.
+
+    Raises:
+        RunError: one of them cannot be read.
+    """
+    import polars as pl
+
+    try:
+        for name in TABLES:
+            if pl.read_parquet(part / f"{name}.parquet", glob=False, n_rows=0).schema != schema(name):
+                raise _damaged(part, ValueError(f"{name}.parquet has other columns"))
+        return pl.read_parquet(part / "images.parquet", glob=False)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise _damaged(part, error) from error
 
 
 def _is_whole(part: Path) -> bool:
     import polars as pl
 
     try:
-        return all(pl.read_parquet_schema(part / f"{name}.parquet") == schema(name) for name in TABLES)
+        # to the last row: a page in the middle may be damaged where the footer is not
+        return all(pl.read_parquet(part / f"{name}.parquet", glob=False).schema == schema(name) for name in TABLES)
     except (OSError, pl.exceptions.PolarsError):
         return False
+
+
+def _damaged(part: Path, error: Exception) -> RunError:
+    return RunError(
+        f"{str(part)!r} cannot be read: {_first_line(error)}. Delete this folder; the same 'mmn find' again does its "
+        "pictures anew."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def read_about(folder: Path) -> Mapping[str, object]:
@@ -151,16 +182,23 @@ def read_about(folder: Path) -> Mapping[str, object]:
         raise RunError(f"There is no folder {str(folder)!r}. Check the path; 'mmn find PICTURES --out RUN' makes one.")
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(about, dict):
+            raise ValueError("it holds no object")
     except FileNotFoundError as error:
         raise RunError(f"{str(folder)!r} is no run folder: it holds no {RUN_FILE}.") from error
-    except ValueError as error:
-        raise RunError(
-            f"{str(file)!r} is damaged: {error}. Put it back from a copy, or find again elsewhere."
-        ) from error
-    version = about.get("schema") if isinstance(about, dict) else None
+    except (ValueError, RecursionError) as error:
+        raise _damaged_file(file, str(error)) from error
+    version = about.get("schema")
     if version != SCHEMA_VERSION:
         raise RunError(
             f"{str(folder)!r} is a run folder of version {version}; this is mmneurons for version {SCHEMA_VERSION}. "
             "Read it with the mmneurons that wrote it, or find again into another folder."
         )
+    for name, kind in _KINDS.items():
+        if not isinstance(about.get(name), kind):
+            raise _damaged_file(file, f"{name!r} is {json.dumps(about.get(name))[:80]}")
     return about
+
+
+def _damaged_file(file: Path, what: str) -> RunError:
+    return RunError(f"{str(file)!r} is damaged: {what}. Put it back from a copy, or find again elsewhere.")

@@ -18,13 +18,24 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from mmneurons.errors import RunError
-from mmneurons.runs.reader import read_about
+from mmneurons.runs.reader import read_about, read_images
 from mmneurons.runs.schema import PARTS, RUN_FILE, SCHEMA_VERSION, TABLES, part_folders, part_name, schema
+from mmneurons.sources.bundled import BUNDLED
+from mmneurons.sources.item import as_text
 
 if TYPE_CHECKING:
     import polars
 
-__all__ = ["begin", "differences", "finished_sources", "locked", "next_shard", "write_shard"]
+__all__ = [
+    "begin",
+    "check_folder",
+    "differences",
+    "finished_sources",
+    "forget_failed",
+    "locked",
+    "next_shard",
+    "write_shard",
+]
 
 LOCK_FILE = ".lock"
 COMPARED = ("model", "options", "pictures")
@@ -32,17 +43,30 @@ MAY_GROW = "limit"
 _UNFINISHED = re.compile(r"\.\d{6,}")
 
 
+def check_folder(run: Path) -> None:
+    """See that a run can be written there. Nothing is made.
+
+    Raises:
+        RunError: it is a file or a folder of something else, or its name is not UTF-8.
+    """
+    try:
+        os.fsencode(run).decode()
+    except UnicodeDecodeError as error:
+        raise RunError(f"The name {as_text(str(run))!r} is not UTF-8. Choose another folder with --out.") from error
+    if run.exists() and not run.is_dir():
+        raise RunError(f"{str(run)!r} is a file. Choose another folder with --out.")
+    if run.is_dir() and not (run / RUN_FILE).exists() and any(not _is_ours(path) for path in run.iterdir()):
+        raise RunError(f"{str(run)!r} holds other files. Choose an empty folder, or a new one, with --out.")
+
+
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Hold a run folder for one process; the folder is made if it is not there.
 
     Raises:
-        RunError: another process holds it, or the folder is one of something else.
+        RunError: another process holds it, or it is not for a run, see ``check_folder``.
     """
-    if run.exists() and not run.is_dir():
-        raise RunError(f"{str(run)!r} is a file. Choose another folder with --out.")
-    if run.is_dir() and not (run / RUN_FILE).exists() and any(not _is_ours(path) for path in run.iterdir()):
-        raise RunError(f"{str(run)!r} holds other files. Choose an empty folder, or a new one, with --out.")
+    check_folder(run)
     run.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run / LOCK_FILE)
     try:
@@ -62,7 +86,8 @@ def begin(run: Path, about: Mapping[str, object]) -> None:
 
     Args:
         run: the folder, held by ``locked``.
-        about: what is asked; compared in ``model``, ``options`` and ``pictures``. The limit on pictures may grow.
+        about: what is asked; compared in ``model``, ``options`` and ``pictures``, and in ``folder`` where pictures are
+            named relative to it. The limit on pictures may grow.
 
     Raises:
         RunError: the folder is of another model or other options; the message says what differs.
@@ -77,6 +102,7 @@ def begin(run: Path, about: Mapping[str, object]) -> None:
                 "with it, or choose another folder with --out."
             )
         wanted["created"] = there.get("created")
+        wanted["folder"] = there.get("folder", wanted.get("folder"))
     parts.mkdir(exist_ok=True)
     for rest in parts.iterdir():
         # nothing but what ``write_shard`` makes, and only once the folder is known to be a run
@@ -88,6 +114,9 @@ def begin(run: Path, about: Mapping[str, object]) -> None:
 def differences(there: Mapping[str, object], wanted: Mapping[str, object]) -> list[str]:
     """What of model, options and pictures differs between two ``run.json``, as phrases."""
     found = []
+    folders = there.get("folder"), wanted.get("folder")
+    if folders[0] != folders[1] and (named := _relative(wanted.get("pictures"))):
+        found.append(f"{named!r} was named in the folder {folders[0]!r} there and in {folders[1]!r} here")
     for group in COMPARED:
         one, other = there.get(group), wanted.get(group)
         if not isinstance(one, dict) or not isinstance(other, dict):
@@ -107,15 +136,32 @@ def finished_sources(run: Path) -> polars.DataFrame:
     import polars as pl
 
     columns = ["source", "image_id", "status"]
-    frames = []
-    for part in part_folders(run):
-        try:
-            frames.append(pl.read_parquet(part / "images.parquet", columns=columns, glob=False))
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise RunError(
-                f"{str(part)!r} cannot be read: {error}. Delete this folder, and its pictures are done again."
-            ) from error
+    frames = [read_images(part).select(columns) for part in part_folders(run)]
     return pl.concat(frames) if frames else pl.DataFrame(schema={name: pl.String for name in columns})
+
+
+def forget_failed(run: Path) -> int:
+    """Take the rows of pictures that failed out of the images tables, so that these pictures are done anew.
+
+    Args:
+        run: the folder, held by ``locked``.
+
+    Returns:
+        How many there were.
+
+    Raises:
+        RunError: a part cannot be read.
+    """
+    count = 0
+    for part in part_folders(run):
+        images = read_images(part)
+        rest = images.filter(images["status"] != "error")
+        if rest.height < images.height:
+            count += images.height - rest.height
+            _write_table(rest, part / ".images.parquet")
+            (part / ".images.parquet").replace(part / "images.parquet")
+            _sync_folder(part)
+    return count
 
 
 def next_shard(run: Path) -> int:
@@ -132,6 +178,9 @@ def write_shard(run: Path, tables: Mapping[str, Mapping[str, Sequence[object] | 
 
     Returns:
         The shard's folder.
+
+    Raises:
+        RunError: it cannot be written, for example because the disk is full. What was written before stays.
     """
     import polars as pl
 
@@ -142,14 +191,16 @@ def write_shard(run: Path, tables: Mapping[str, Mapping[str, Sequence[object] | 
     try:
         for table in TABLES:
             frame = pl.DataFrame(dict(tables[table]), schema=schema(table))
-            with (temporary / f"{table}.parquet").open("wb") as file:
-                frame.write_parquet(file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
+            _write_table(frame, temporary / f"{table}.parquet")
         _sync_folder(temporary)
         temporary.rename(parts / name)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError | pl.exceptions.PolarsError):
+            raise RunError(
+                f"{str(parts / name)!r} cannot be written: {str(error).splitlines()[0]}. What was written before "
+                "stays. Make room, and the same again goes on."
+            ) from error
         raise
     _sync_folder(parts)
     return parts / name
@@ -171,6 +222,21 @@ def _is_ours(path: Path) -> bool:
     if path.name == PARTS:
         return path.is_dir() and not any(path.iterdir())
     return path.name in (LOCK_FILE, f".{RUN_FILE}")
+
+
+def _write_table(frame: polars.DataFrame, path: Path) -> None:
+    with path.open("wb") as file:
+        frame.write_parquet(file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _relative(pictures: object) -> str | None:
+    """The first name in ``pictures`` of a ``run.json`` that means something else in another folder."""
+    if not isinstance(pictures, dict):
+        return None
+    names = [*(pictures.get("inputs") or ()), *([pictures["images"]] if pictures.get("images") else ())]
+    return next((name for name in names if not (os.path.isabs(name) or BUNDLED.claims(name))), None)
 
 
 def _write(path: Path, content: bytes) -> None:

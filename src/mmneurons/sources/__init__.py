@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from mmneurons.errors import OptionError, SourceError
+from mmneurons.options import check_whole
 from mmneurons.sources.annotations import ANNOTATIONS
 from mmneurons.sources.bundled import BUNDLED
 from mmneurons.sources.files import FILES, taken_from
@@ -59,11 +60,9 @@ def gather(
             what is named.
     """
     for option, count in (("limit", limit), ("sample", sample)):
-        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-            raise OptionError(f"{option}={count!r} is not possible: it has to be a whole number from 1.")
-    names = [os.fspath(given) for given in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
-    if not names:
-        raise SourceError("No pictures are named. Name files, a folder, or demo:pictures.")
+        if count is not None:
+            check_whole(option, count)
+    names = _names(inputs)
     asked = Asked(None if images is None else Path(images), column, recursive)
     parts = [_part(name, asked) for name in names]
     used = frozenset().union(*(part.takes for part in parts))
@@ -77,6 +76,15 @@ def gather(
     items = list(listed)
     chosen = sorted(random.Random(seed).sample(range(len(items)), min(sample, len(items))))
     return [items[index] for index in chosen[:limit]]
+
+
+def _names(inputs: object) -> list[str]:
+    given = inputs if isinstance(inputs, list | tuple) else [inputs]
+    names = [os.fspath(name) for name in given if isinstance(name, str | os.PathLike)]
+    if not names or len(names) < len(given):
+        what = "No pictures are named" if not given else f"{inputs!r} does not name pictures"
+        raise SourceError(f"{what}. Name files, a folder, or demo:pictures.")
+    return names
 
 
 def open_source(source: str, folder: Path, column: str | None = None) -> bytes:

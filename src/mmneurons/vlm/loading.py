@@ -180,7 +180,7 @@ def _load_model(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
         raise _explain(source, error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)

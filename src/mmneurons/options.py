@@ -1,0 +1,65 @@
+"""Checks of options, with one wording for all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+
+from mmneurons.errors import OptionError
+
+__all__ = ["check_seed", "check_whole", "named_words", "refuse_unknown"]
+
+
+def check_whole(name: str, value: object, least: int = 1, most: int | None = None) -> None:
+    """Refuse what is no whole number within bounds; ``True`` is none.
+
+    Raises:
+        OptionError: it is none.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and least <= value and (most is None or value <= most):
+        return
+    bounds = f"from {least}" + ("" if most is None else f" to {most}")
+    raise OptionError(f"{name}={value!r} is not possible: it has to be a whole number {bounds}.")
+
+
+def check_seed(seed: object) -> None:
+    """Refuse what cannot seed a draw.
+
+    Raises:
+        OptionError: it is no whole number of 63 bits.
+    """
+    check_whole("seed", seed, 0, 2**63 - 1)
+
+
+def named_words(words: str | Iterable[str] | None) -> list[str] | None:
+    """The words that somebody names, one or several, as a list; None where none are named.
+
+    Raises:
+        OptionError: one of them is no text, or blank.
+    """
+    if words is None:
+        return None
+    try:
+        named = [words] if isinstance(words, str) else list(words)
+    except TypeError as error:
+        raise OptionError(f"words={words!r} is not possible: pass a list of words.") from error
+    for word in named:
+        if not isinstance(word, str) or not word.strip():
+            raise OptionError(f"words={named!r} is not possible: {word!r} is no word.")
+    return named
+
+
+def refuse_unknown(options: Mapping[str, object], known: Sequence[str]) -> None:
+    """Refuse options that nothing takes, and say what was meant.
+
+    Raises:
+        OptionError: there is one.
+    """
+    for name in options:
+        if name not in known:
+            close = get_close_matches(name, known, 1)
+            meant = f"Did you mean {close[0]}? " if close else ""
+            raise OptionError(
+                f"There is no option {name}. {meant}There are: {', '.join(dict.fromkeys(known))}. Options of generate, "
+                "such as temperature or num_beams, go into generation={…}."
+            )
