@@ -242,10 +242,13 @@ def test_folders_of_something_else_are_refused(tmp_path, folder):
     (folder / "run.json").write_text(json.dumps({"schema": 99}))
     with pytest.raises(RunError, match="of version 99"):
         runs.open(folder)
-    for odd in (["schema", 1], {"schema": 1}, {"schema": 1, **ABOUT, "total": "x"}, {"schema": 1, **ABOUT, "model": 5}):
+    for odd in (["schema", 1], {"schema": 1, **ABOUT, "total": "x"}):
         (folder / "run.json").write_text(json.dumps(odd))
         with pytest.raises(RunError, match="is damaged"):
             runs.open(folder)
+    (folder / "run.json").write_text('{"schema": 1, "model": 5}')
+    with pytest.raises(RunError, match="says nothing of model, options, pictures"), writer.locked(folder):
+        writer.begin(folder, ABOUT)
     (folder / "run.json").write_text("[" * 100_000)
     with pytest.raises(RunError, match="is damaged"):
         runs.open(folder)

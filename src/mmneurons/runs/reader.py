@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "open_run", "read_about", "read_images", "readable"]
 
-_KINDS = {"model": dict, "options": dict, "pictures": dict, "total": int, "folder": str}
+_KINDS = {"total": int, "folder": str}
 
 
 @dataclass(frozen=True)
@@ -195,8 +195,8 @@ def read_about(folder: Path) -> Mapping[str, object]:
             "Read it with the mmneurons that wrote it, or find again into another folder."
         )
     for name, kind in _KINDS.items():
-        if not isinstance(about.get(name), kind):
-            raise _damaged_file(file, f"{name!r} is {json.dumps(about.get(name))[:80]}")
+        if name in about and not isinstance(about[name], kind):
+            raise _damaged_file(file, f"{name!r} is {json.dumps(about[name])[:80]}")
     return about
 
 

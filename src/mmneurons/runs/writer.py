@@ -96,6 +96,11 @@ def begin(run: Path, about: Mapping[str, object]) -> None:
     wanted: dict[str, object] = json.loads(json.dumps({"schema": SCHEMA_VERSION, **about}))
     if (run / RUN_FILE).exists():
         there = read_about(run)
+        if missing := [name for name in COMPARED if not isinstance(there.get(name), dict)]:
+            raise RunError(
+                f"{str(run / RUN_FILE)!r} is damaged: it says nothing of {', '.join(missing)}, so nobody can tell "
+                "whether the same is asked. Put it back from a copy, or choose another folder with --out."
+            )
         if found := differences(there, wanted):
             raise RunError(
                 f"{str(run)!r} holds a run that differs from what is asked: {'; '.join(found)}. Ask the same to go on "
