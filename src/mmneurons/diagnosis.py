@@ -30,7 +30,7 @@ from mmneurons.nouns import nouns
 from mmneurons.options import check_seed
 from mmneurons.recordings import MAX_NEW_TOKENS
 from mmneurons.table import visible
-from mmneurons.vlm.anatomy import Anatomy, Block
+from mmneurons.vlm.anatomy import Anatomy, Block, Path
 from mmneurons.vlm.geometry import Geometry, ImageGrid, geometry
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, picture_name
@@ -218,9 +218,10 @@ class Diagnosis:
             "ok": self.ok,
             "model": asdict(self.model),
             "blocks": [asdict(block) for block in anatomy.blocks],
-            "entry_gain": anatomy.entry_gain,
+            "entry": asdict(anatomy.entry),
+            "carriers": [asdict(norm) for norm in anatomy.carriers],
             "hidden": anatomy.hidden,
-            "norm": asdict(anatomy.norm),
+            "norm": None if anatomy.norm is None else asdict(anatomy.norm),
             "head": asdict(anatomy.head),
             "sample": None if self.sample is None else asdict(self.sample),
             "checks": [asdict(check) for check in self.checks],
@@ -309,7 +310,7 @@ def _find(vlm: VLM, picture: PictureLike) -> Finding:
 
     Scores are of the raw logit: what is left of them against a reference can be too small for an error to show.
     """
-    gates = all(block.ffn.gate for block in vlm.anatomy.blocks)
+    gates = all(block.gated for block in vlm.anatomy.blocks)
     if vlm.processor is not None:
         return find(vlm, picture, words=[], gates=gates, against=None)
     ordinary = readout(vlm).ordinary.nonzero().flatten()
@@ -359,8 +360,8 @@ def _single_neurons(found: Finding, step: int, seed: int) -> Check:
     generator = torch.Generator().manual_seed(seed)
     places = []
     for index, block in enumerate(vlm.anatomy.blocks):
-        largest = int(word.scores[index, : block.ffn.width].abs().argmax())
-        drawn = torch.randperm(block.ffn.width, generator=generator)[:DRAWN].tolist()
+        largest = int(word.scores[index, : block.width].abs().argmax())
+        drawn = torch.randperm(block.width, generator=generator)[:DRAWN].tolist()
         places += [(index, column) for column in dict.fromkeys([largest, *drawn])]
     check = check_neurons(word, places)
     if not math.isfinite(check.error):
@@ -451,7 +452,7 @@ def _sample_remarks(found: Finding, sample: Sample) -> Iterator[Remark]:
         )
     yield _heatmap_remark(found, sample)
     if recording.gates is None:
-        without = sum(block.ffn.gate is None for block in vlm.anatomy.blocks)
+        without = sum(not block.gated for block in vlm.anatomy.blocks)
         yield Remark(
             "activation='gate'",
             "no",
@@ -626,7 +627,7 @@ def _model_lines(model: ModelFacts) -> list[str]:
 
 def _anatomy_lines(anatomy: Anatomy, tied: bool) -> list[str]:
     lines = []
-    for described, group in groupby(enumerate(anatomy.blocks), key=lambda numbered: _describe(numbered[1])):
+    for described, group in groupby(enumerate(anatomy.blocks), key=lambda numbered: _describe(numbered[1], anatomy)):
         indices = [index for index, _ in group]
         name = f"L{indices[0]}" if len(indices) == 1 else f"L{indices[0]}–L{indices[-1]}"
         lines += _wrap(name, described)
@@ -636,18 +637,36 @@ def _anatomy_lines(anatomy: Anatomy, tied: bool) -> list[str]:
     return [
         *_wrap("blocks in", anatomy.blocks[0].module.rpartition(".")[0]),
         *lines,
-        *_wrap("entry", f"gain {_short(anatomy.entry_gain)}"),
-        *_wrap("final norm", f"{norm.module}: {norm.kind}, eps {_short(norm.eps)}"),
+        *_wrap("entry", _path(anatomy.entry, anatomy)),
+        *_wrap("final norm", "none" if norm is None else f"{norm.module}: {norm.kind}, eps {_short(norm.eps)}"),
         *_wrap("head", f"{head.module}: {same}, scale {_short(head.scale)}, {cap}"),
     ]
 
 
-def _describe(block: Block) -> str:
+def _describe(block: Block, anatomy: Anatomy) -> str:
     """A block in words, the same for blocks that are alike."""
-    ffn, begun = block.ffn, f"{block.module}."
-    site, gate = (name.removeprefix(begun) for name in (ffn.module, ffn.gate or "none"))
-    writes = ", ".join(f"{write.module.removeprefix(begun)} gain {_short(write.gain)}" for write in block.writes)
-    return f"{site}, {ffn.width:,} neurons, gain {_short(ffn.gain)}; gate {gate}; also writes: {writes or 'nothing'}"
+    begun = f"{block.module}."
+    sites = []
+    for site in block.sites:
+        gate = "none" if site.gate is None else site.gate.removeprefix(begun)
+        count = "" if site.experts is None else f"{site.experts.count} experts, "
+        path = _path(site.path, anatomy, begun)
+        sites.append(f"{site.module.removeprefix(begun)}, {count}{site.width:,} neurons, {path}; gate {gate}")
+    writes = ", ".join(
+        f"{write.module.removeprefix(begun)} {_path(write.path, anatomy, begun)}" for write in block.writes
+    )
+    return f"{'; '.join(sites)}; also writes: {writes or 'nothing'}"
+
+
+def _path(path: Path, anatomy: Anatomy, begun: str = "") -> str:
+    """A path in words."""
+    parts = [f"gain {_short(path.gain)}"]
+    parts += [f"through {norm.module.removeprefix(begun)}" for norm in path.norms]
+    if path.gate is not None:
+        parts.append(f"times the sigmoid of {path.gate.module.removeprefix(begun)}")
+    if path.carriers < len(anatomy.carriers):
+        parts.append("then the norms of the whole stream from there on")
+    return " ".join(parts)
 
 
 def _short(value: float) -> str:

@@ -19,9 +19,11 @@ from mmneurons.finders.contribution import Contribution, directions
 from mmneurons.finders.protocol import Finder, Target
 from mmneurons.finding import WordFinding
 from mmneurons.vlm.model import VLM
+from mmneurons.vlm.paths import carry_back, write_paths
 from mmneurons.vlm.readout import readout
 from mmneurons.vlm.recording import Recording
 from mmneurons.vlm.replay import streams_without
+from mmneurons.vlm.sites import bias, project
 
 __all__ = ["Completeness", "NeuronCheck", "check_block", "check_neurons", "completeness", "completeness_at"]
 
@@ -34,7 +36,7 @@ class Completeness:
         entry: the share of the stream where it enters block 0.
         writes: the share of every other write (attention).
         neurons: the share of all neurons of all blocks.
-        biases: the share of the biases of write sites, norm and head.
+        biases: the share of the biases of write sites, norms and head.
         expected: the logit (less its reference), from the stream before the final norm.
     """
 
@@ -80,25 +82,26 @@ def completeness_at(vlm: VLM, recording: Recording, target: Target, against: str
     head = readout(vlm)
     stream = recording.stream[target.step][None]
     rows, constants = directions(head, recording.logits[target.step][None], [target], against)
-    pulled = (head.pull_back(rows).double() * head.statistic(stream)[:, None])[0]
+    pulled = head.pull_back(rows, stream)[0]
     shift = 0.0 if head.shift is None else float((rows @ head.shift)[0])
     anatomy = vlm.anatomy
-    neurons = biases = 0.0
+    statistics, factors = recording.statistics[target.step][None], recording.factors[target.step][None]
+    carried = carry_back(vlm.model, anatomy, pulled[None], statistics, factors)
+    neurons, biases = 0.0, float(carried.constants()[0])
     for index, block in enumerate(anatomy.blocks):
-        site = block.ffn
-        weight = site.weight(vlm.model).detach().cpu().double()
-        per_unit = pulled @ weight * site.gain
-        neurons += float(recording.activations[target.step, index, : site.width].double() @ per_unit)
-        bias = site.bias(vlm.model)
-        biases += 0.0 if bias is None else float(pulled @ bias.detach().cpu().double()) * site.gain
-    gains = torch.tensor([write.gain for block in anatomy.blocks for write in block.writes], dtype=torch.double)
-    written = recording.writes[target.step].double()
+        for site in block.sites:
+            active = recording.activations[target.step, index, site.columns].double()
+            direction = carried.at(site.path)
+            neurons += float(project(vlm.model, site, direction, active[None])[0] @ active)
+            own = bias(vlm.model, site)
+            biases += 0.0 if own is None else float(direction[0] @ own.double())
+    written = zip(recording.writes[target.step].double(), write_paths(anatomy), strict=True)
     expected = float((rows.double() * head.normalize(stream).double()).sum()) + float(constants[0]) - shift
     return Completeness(
-        entry=float(recording.entry[target.step].double() @ pulled) * anatomy.entry_gain,
-        writes=float(gains @ (written @ pulled)),
+        entry=float(recording.entry[target.step].double() @ carried.at(anatomy.entry)[0]),
+        writes=sum(float(own @ carried.at(path)[0]) for own, path in written),
         neurons=neurons,
-        biases=biases + float(constants[0]),
+        biases=biases + float(constants[0]) + float(head.offset(rows, stream)[0]),
         expected=expected,
     )
 
@@ -193,7 +196,7 @@ def check_block(
     head = readout(vlm)
     full = streams[:1]
     rows, constants = directions(head, recording.logits[target.step][None], [target], against)
-    pulled = (head.pull_back(rows).double() * head.statistic(full)[:, None])[0]
+    pulled = head.pull_back(rows, full)[0]
     shift = 0.0 if head.shift is None else float((rows @ head.shift)[0])
     return NeuronCheck(
         measured=((full - streams[1:]) @ pulled).float(),

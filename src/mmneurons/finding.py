@@ -87,11 +87,11 @@ class WordFinding:
         if not isinstance(k, int):
             raise OptionError(f"How many neurons is a whole number, not {k!r}.")
         width = self.scores.shape[1]
-        real = sum(block.ffn.width for block in self.found.vlm.anatomy.blocks)
+        real = self.found.vlm.anatomy.neurons
         if not 1 <= k <= real:
             raise OptionError(f"There are {real} neurons; the best {k} of them cannot be listed.")
         order = self.scores.flatten().topk(min(self.scores.numel(), k + self.scores.numel() - real)).indices.tolist()
-        widths = [block.ffn.width for block in self.found.vlm.anatomy.blocks]
+        widths = [block.width for block in self.found.vlm.anatomy.blocks]
         places = ((index // width, index % width) for index in order)
         return [(block, column) for block, column in places if column < widths[block]][:k]
 
@@ -118,7 +118,8 @@ class WordFinding:
                 rank=rank,
                 neuron=vlm.anatomy.name(*place),
                 layer=place[0],
-                unit=place[1],
+                expert=vlm.anatomy.place(*place)[1],
+                unit=vlm.anatomy.place(*place)[2],
                 score=float(self.scores[place]),
                 share=self.share(float(self.scores[place])),
                 activation=activation,
@@ -142,7 +143,7 @@ class WordFinding:
         found, vlm = self.found, self.found.vlm
         if found.picture is None or vlm.processor is None:
             raise OptionError("There is no picture to look at: inputs were given by hand.")
-        count = sum(block.ffn.width for block in vlm.anatomy.blocks)
+        count = vlm.anatomy.neurons
         if not isinstance(rank, int) or not 0 <= rank < count:
             raise OptionError(f"A neuron is chosen by its rank, 0 to {count - 1}, not by {rank!r}.")
         places = self.neurons(rank + 1)[rank:] if first is None else self.neurons(first)

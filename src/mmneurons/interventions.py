@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mmneurons.errors import OptionError
 from mmneurons.finding import WordFinding
-from mmneurons.vlm.hooks import Listener, listening
+from mmneurons.vlm.hooks import hooked
 from mmneurons.vlm.model import VLM
+from mmneurons.vlm.replay import drop
 from mmneurons.vlm.replay import logits_without as replay_without
 
 __all__ = ["logits_without", "zeroed"]
@@ -43,17 +43,8 @@ def zeroed(
     _check(vlm, neurons)
     where = slice(None) if positions == "all" else slice(-1, None)
 
-    def drop(columns: list[int]) -> Listener:
-        def listener(z: Tensor) -> Tensor:
-            z = z.clone()
-            z[:, where, torch.tensor(columns, device=z.device)] = 0
-            return z
-
-        return listener
-
-    blocks = {block: [column for other, column in neurons if other == block] for block, _ in neurons}
-    sites = {vlm.anatomy.blocks[block].ffn.module: drop(columns) for block, columns in blocks.items()}
-    with listening(vlm.model, sites):
+    before, after = drop(vlm, [(-1, block, column) for block, column in neurons], 0, where)
+    with hooked(vlm.model, before, after):
         yield
 
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from mmneurons.promotion import PromotedBy, promoted_tokens
 from mmneurons.table import NeuronRow, NeuronTable
 from mmneurons.vlm.model import VLM
+from mmneurons.vlm.paths import gain_of
 from mmneurons.vlm.pictures import PictureLike
 from mmneurons.vlm.recording import Recording, image_activations
+from mmneurons.vlm.sites import columns
 
 __all__ = ["Neuron", "NeuronActivations", "NeuronRow", "NeuronTable", "output_vectors"]
 
@@ -79,9 +81,17 @@ class Neuron:
 
 
 def output_vectors(vlm: VLM, neurons: Sequence[tuple[int, int]]) -> Float[Tensor, "neurons hidden"]:
-    """What one unit of activation of each neuron adds to the residual stream, as it arrives at the final norm."""
+    """What one unit of activation of each neuron adds to the residual stream, as it arrives at the final norm.
+
+    Where norms lie on the way (see ``mmneurons.vlm.anatomy.Path``), their weights are applied and their statistics,
+    which differ from position to position and stretch a vector as a whole, are left out; likewise gates.
+    """
     vectors = []
     for block, column in neurons:
-        site = vlm.anatomy.blocks[block].ffn
-        vectors.append(site.weight(vlm.model)[:, column].detach().float().cpu() * site.gain)
+        site = vlm.anatomy.site(block, column)
+        vector = columns(vlm.model, site, [column - site.start])[0] * site.path.gain
+        for norm in (*site.path.norms, *vlm.anatomy.carriers[site.path.carriers :]):
+            vector = vector - vector.mean() if norm.kind == "layer" else vector
+            vector = vector * gain_of(vlm.model, norm)
+        vectors.append(vector)
     return torch.stack(vectors) if vectors else torch.zeros(0, vlm.anatomy.hidden)

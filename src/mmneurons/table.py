@@ -24,11 +24,12 @@ class NeuronRow:
         rank: from 0, by score.
         neuron: its name.
         layer: its block.
-        unit: its column in the block.
+        unit: its column in the block, or in the expert.
         score: in logits.
         share: of the logit (or what stands for it); None where there is none to speak of.
         activation: at the position that emitted the explained token.
         promotes: the tokens that it makes likelier with the sign that its activation had.
+        expert: its expert in a mixture of experts, otherwise None.
     """
 
     rank: int
@@ -39,6 +40,7 @@ class NeuronRow:
     share: float | None
     activation: float
     promotes: tuple[str, ...]
+    expert: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class NeuronTable:
             "rank": polars.Int64,
             "neuron": polars.String,
             "layer": polars.Int64,
+            "expert": polars.Int64,
             "unit": polars.Int64,
             "score": polars.Float64,
             "share": polars.Float64,

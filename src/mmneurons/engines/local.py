@@ -429,7 +429,7 @@ def _read(item: Item) -> _Read:
 
 
 def _depth(vlm: VLM, neurons: int, promotes: int, maps: int) -> Depth:
-    count = sum(block.ffn.width for block in vlm.anatomy.blocks)
+    count = vlm.anatomy.neurons
     for name, value, least in (("neurons", neurons, 1), ("promotes", promotes, 0), ("maps", maps, 0)):
         check_whole(name, value, least, count)
     return Depth(neurons, promotes, maps)

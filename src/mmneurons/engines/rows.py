@@ -123,12 +123,13 @@ class ShardRows:
     def _add_neurons(self, word_id: str, word: WordFinding) -> None:
         for rank, (block, column) in enumerate(word.neurons(self.depth.neurons)):
             score, activation = float(word.scores[block, column]), float(word.activations[block, column])
+            layer, expert, unit = word.found.vlm.anatomy.place(block, column)
             row = {
                 "word_id": word_id,
                 "rank": rank,
-                "layer": block,
-                "expert": None,
-                "unit": column,
+                "layer": layer,
+                "expert": expert,
+                "unit": unit,
                 "score": score,
                 "share": word.share(score),
                 "activation": activation,

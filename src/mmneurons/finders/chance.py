@@ -30,7 +30,7 @@ class Random:
     def __call__(self, vlm: VLM, recording: Recording, targets: Sequence[Target]) -> list[Scores]:
         """Draw a score for every neuron and target; units that a narrower block does not have are 0."""
         asked = _digest(recording)
-        widths = torch.tensor([block.ffn.width for block in vlm.anatomy.blocks])
+        widths = torch.tensor([block.width for block in vlm.anatomy.blocks])
         there = torch.arange(vlm.anatomy.width) < widths[:, None]
         scores = []
         for target in targets:

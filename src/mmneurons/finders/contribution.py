@@ -23,8 +23,10 @@ from torch import Tensor
 from mmneurons.errors import OptionError, RecordingError
 from mmneurons.finders.protocol import Scores, Target
 from mmneurons.vlm.model import VLM
+from mmneurons.vlm.paths import Carried, carry_back, write_paths
 from mmneurons.vlm.readout import Readout, readout
 from mmneurons.vlm.recording import Recording
+from mmneurons.vlm.sites import bias, project
 
 __all__ = ["DEFAULT_AGAINST", "Contribution", "directions"]
 
@@ -89,19 +91,27 @@ class Contribution:
         rows, constants = directions(head, logits, flat, self.against)
         if self.norm is None:
             totals = (rows.double() * stream.double()).sum(-1)
-            pulled, statistic = rows, torch.ones(len(flat))
+            pulled = rows
         else:
             totals = (rows.double() * head.normalize(stream).double()).sum(-1) + _biases(head, rows, constants)
-            pulled, statistic = head.pull_back(rows), head.statistic(stream).float()
+            pulled = head.pull_back(rows, stream).float()
+        statistics, factors = (
+            torch.cat([getattr(recording, name)[own] for recording, own in steps]) for name in ("statistics", "factors")
+        )
+        carried = carry_back(vlm.model, vlm.anatomy, pulled, statistics, factors)
         values = torch.zeros_like(activations)
         for index, block in enumerate(vlm.anatomy.blocks):
-            weight = block.ffn.weight(vlm.model).detach()
-            per_unit = (pulled.to(weight.device) @ weight.float()).cpu()
-            values[:, index, : block.ffn.width] = per_unit * (statistic * block.ffn.gain)[:, None]
+            for site in block.sites:
+                active = activations[:, index, site.columns] if site.experts is not None else None
+                values[:, index, site.columns] = project(vlm.model, site, carried.at(site.path), active)
         values *= activations
         if self.activation == "product":
-            _check_sum(vlm, work, values, pulled * statistic[:, None], totals - (constants if self.norm else 0.0))
+            exact = carry_back(vlm.model, vlm.anatomy, pulled.double(), statistics, factors)
+            apart = constants + head.offset(rows, stream) if self.norm else 0.0
+            _check_sum(vlm, work, values, exact, totals - apart)
         note = self._note(int(head.ordinary.sum()))
+        if head.transform is not None and self.norm is not None:
+            note += "; the head is not linear: its activation is held at its ratio to its input, an approximation"
         shares = self.activation == "product"
         scores = (
             Scores(own, z, float(total) if shares else None, note)
@@ -112,7 +122,7 @@ class Contribution:
     def _activations(self, vlm: VLM, recording: Recording) -> Float[Tensor, "steps blocks width"]:
         activations = recording.activations if self.activation == "product" else recording.gates
         if activations is None:
-            if all(block.ffn.gate for block in vlm.anatomy.blocks):
+            if all(block.gated for block in vlm.anatomy.blocks):
                 raise OptionError("activation='gate' needs the gates. Record with gates=True, or pass it to find.")
             raise OptionError("activation='gate' needs gated FFNs whose gate can be heard; this model has others.")
         return activations
@@ -172,22 +182,24 @@ def _check_sum(
     vlm: VLM,
     work: Sequence[tuple[Recording, Sequence[Target]]],
     contributions: Float[Tensor, "targets blocks width"],
-    pulled: Float[Tensor, "targets hidden"],
+    carried: Carried,
     totals: Float[Tensor, "targets"],
 ) -> None:
     """Refuse scores that do not add up, with everything else that was recorded, to what they are shares of.
 
     They do not where weights or modules changed between the recording and now, or since the model was measured.
     """
-    anatomy, pulled = vlm.anatomy, pulled.double()
+    anatomy = vlm.anatomy
     entry = torch.cat([recording.entry[[t.step for t in targets]] for recording, targets in work if targets]).double()
     writes = torch.cat([recording.writes[[t.step for t in targets]] for recording, targets in work if targets]).double()
-    gains = torch.tensor([write.gain for block in anatomy.blocks for write in block.writes], dtype=torch.double)
-    parts = [(entry * pulled).sum(-1)[:, None] * anatomy.entry_gain, (writes * pulled[:, None]).sum(-1) * gains]
-    for block in anatomy.blocks:
-        if (bias := block.ffn.bias(vlm.model)) is not None:
-            parts.append((pulled @ bias.detach().double().cpu() * block.ffn.gain)[:, None])
-    others = torch.cat(parts, 1)
+    parts = [(entry * carried.at(anatomy.entry)).sum(-1), carried.constants()]
+    parts += [
+        (own * carried.at(path)).sum(-1) for own, path in zip(writes.unbind(1), write_paths(anatomy), strict=True)
+    ]
+    for site in (site for block in anatomy.blocks for site in block.sites):
+        if (own := bias(vlm.model, site)) is not None:
+            parts.append(carried.at(site.path) @ own.double())
+    others = torch.stack(parts, 1)
     error = (others.sum(1) + contributions.double().sum((1, 2)) - totals).abs()
     size = others.abs().sum(1) + contributions.double().abs().sum((1, 2))
     bound = 1e-3 * totals.abs().clamp_min(1) + 64 * torch.finfo(vlm.dtype).eps * size

@@ -140,6 +140,7 @@ def neuron_rows(neurons: pl.DataFrame) -> tuple[NeuronRow, ...]:
             rank=row["rank"],
             neuron=neuron_name(row["layer"], row["expert"], row["unit"]),
             layer=row["layer"],
+            expert=row["expert"],
             unit=row["unit"],
             score=row["score"],
             share=row["share"],

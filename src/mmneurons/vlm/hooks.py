@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Listener", "evaluating", "listening"]
+__all__ = ["Listener", "evaluating", "hooked", "listening"]
 
 Listener = Callable[[Tensor], Tensor | None]
 """Gets the tensor that a module takes or gives; what it returns, if anything, takes the tensor's place."""
@@ -29,15 +29,26 @@ def listening(
     A module that takes or returns several things is heard through the first tensor. The hooks are gone when the block
     is left, however it is left. Another thread that wants to listen to the model waits until then.
     """
+    before = {name: _hear_input(listener) for name, listener in (inputs or {}).items()}
+    after = {name: _hear_output(listener) for name, listener in (outputs or {}).items()}
+    with hooked(model, before, after):
+        yield
+
+
+@contextmanager
+def hooked(
+    model: nn.Module, before: Mapping[str, Callable[..., object]], after: Mapping[str, Callable[..., object]]
+) -> Iterator[None]:
+    """As ``listening``, with hooks as torch has them, which are given keyword arguments, too."""
     with ExitStack() as stack:
         with _LOCKS_LOCK:
             lock = _LOCKS.setdefault(model, RLock())
         stack.enter_context(lock)
-        for name, listener in (inputs or {}).items():
-            handle = model.get_submodule(name).register_forward_pre_hook(_hear_input(listener), with_kwargs=True)
+        for name, hook in before.items():
+            handle = model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
-        for name, listener in (outputs or {}).items():
-            handle = model.get_submodule(name).register_forward_hook(_hear_output(listener))
+        for name, hook in after.items():
+            handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         yield
 
@@ -58,7 +69,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _hear_input(listener: Listener) -> Callable[..., tuple | None]:
     def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
-        if args:
+        if args and isinstance(args[0], Tensor):
             replacement = listener(args[0])
             return None if replacement is None else ((replacement, *args[1:]), kwargs)
         name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
@@ -69,7 +80,7 @@ def _hear_input(listener: Listener) -> Callable[..., tuple | None]:
 
 
 def _hear_output(listener: Listener) -> Callable[..., object]:
-    def hook(_module: nn.Module, _args: tuple, output: object) -> object:
+    def hook(_module: nn.Module, _args: tuple, _kwargs: dict, output: object) -> object:
         if isinstance(output, Tensor):
             return listener(output)
         if isinstance(output, tuple):

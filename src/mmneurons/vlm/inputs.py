@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from mmneurons.errors import OptionError, PictureError, RecordingError
+from mmneurons.vlm.decoding import PER_TOKEN, family_of
 from mmneurons.vlm.model import VLM
 
 __all__ = ["PREFIX", "PROMPT", "Request", "check_inputs", "collate", "continuation", "make_inputs", "write_prompt"]
@@ -24,8 +25,6 @@ PREFIX = "An image of"
 LONGEST = 200
 """How many times as long as the other a side may be. Processors that enlarge the short side to a few hundred pixels
 take gigabytes for longer ones, and keep a sliver of them."""
-
-_PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids")
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,11 @@ def collate(requests: Sequence[Request], pad_token_id: int) -> dict[str, Tensor]
     batch: dict[str, Tensor] = {}
     for name in requests[0].inputs:
         tensors = [request.inputs[name] for request in requests]
-        if name in _PER_TOKEN:
+        if name in PER_TOKEN:
             fill = pad_token_id if name == "input_ids" else 0
             length = max(tensor.shape[1] for tensor in tensors)
-            tensors = [torch.nn.functional.pad(t, (length - t.shape[1], 0), value=fill) for t in tensors]
+            sides = [[0, 0] * (tensor.dim() - 2) + [length - tensor.shape[1], 0] for tensor in tensors]
+            tensors = [torch.nn.functional.pad(t, side, value=fill) for t, side in zip(tensors, sides, strict=True)]
         else:
             shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors))]
             tensors = [_grow(tensor, shape) for tensor in tensors]
@@ -140,6 +140,8 @@ def check_inputs(vlm: VLM, inputs: Mapping[str, Tensor]) -> Request:
         OptionError: there are no input_ids, several rows, or padding.
     """
     ids = inputs.get("input_ids")
+    if ids is None and vlm.is_encoder_decoder and inputs:
+        return Request(_to_model(vlm, inputs), None, "", None)
     if ids is None or ids.dim() != 2 or len(ids) != 1:
         raise OptionError("inputs= takes one batch of one: a mapping with input_ids of shape (1, length).")
     others = {name: value for name, value in inputs.items() if value is not None}
@@ -150,7 +152,8 @@ def check_inputs(vlm: VLM, inputs: Mapping[str, Tensor]) -> Request:
             f"inputs= takes what generate takes for a whole prompt; leave {', '.join(sorted(extra))} out."
         )
     pictured = any(value.is_floating_point() for value in others.values())
-    if vlm.image_token_id is not None and bool((ids == vlm.image_token_id).any()) != pictured:
+    placed = family_of(vlm).image_tokens == "placeholders" and vlm.image_token_id is not None
+    if placed and bool((ids == vlm.image_token_id).any()) != pictured:
         raise OptionError("inputs= has image placeholders without a picture's tensors, or the other way round.")
     mask = others.get("attention_mask", torch.ones_like(ids))
     if not bool(mask.all()):

@@ -26,7 +26,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from mmneurons.errors import AnatomyError, ModelLoadError
-from mmneurons.vlm.anatomy import Anatomy, find_anatomy
+from mmneurons.vlm.anatomy import Anatomy
+from mmneurons.vlm.discovery import find_anatomy
 from mmneurons.vlm.measurement import measure
 from mmneurons.vlm.model import VLM
 
@@ -81,18 +82,25 @@ def load(
     return _measured(model, _load_processor(source, config, shared), anatomy, str(name_or_path))
 
 
-def wrap(model: PreTrainedModel, processor: ProcessorMixin | None = None, anatomy: Anatomy | None = None) -> VLM:
+def wrap(
+    model: PreTrainedModel,
+    processor: ProcessorMixin | None = None,
+    anatomy: Anatomy | None = None,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+) -> VLM:
     """Take a model that is in memory already. It is not changed.
 
     Args:
         model: a vision-language model of transformers.
         processor: its processor. Without one, pass ``inputs`` to ``find`` and look at steps instead of words.
         anatomy: where the parts are, instead of what the general rule finds. It is measured all the same.
+        inputs: what the model gets for one picture: what it is measured on where it runs on nothing else and there is no
+            processor to make it.
 
     Raises:
         AnatomyError: the neurons were not found, or what was found failed its measurement.
     """
-    return _measured(model, processor, anatomy, getattr(model, "name_or_path", "") or type(model).__name__)
+    return _measured(model, processor, anatomy, getattr(model, "name_or_path", "") or type(model).__name__, inputs)
 
 
 @contextmanager
@@ -107,7 +115,13 @@ def without_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _measured(model: PreTrainedModel, processor: ProcessorMixin | None, anatomy: Anatomy | None, name: str) -> VLM:
+def _measured(
+    model: PreTrainedModel,
+    processor: ProcessorMixin | None,
+    anatomy: Anatomy | None,
+    name: str,
+    inputs: Mapping[str, torch.Tensor] | None = None,
+) -> VLM:
     elsewhere = [name for name, weight in model.named_parameters() if weight.device.type == "meta"]
     if elsewhere:
         raise AnatomyError(
@@ -115,7 +129,7 @@ def _measured(model: PreTrainedModel, processor: ProcessorMixin | None, anatomy:
             "cannot be read. Load it without offloading: in a smaller dtype, or on more devices."
         )
     vlm = VLM(model, processor, anatomy or find_anatomy(model), name)
-    return VLM(model, processor, measure(vlm), name)
+    return VLM(model, processor, measure(vlm, inputs), name)
 
 
 def _check_source(source: str) -> str:

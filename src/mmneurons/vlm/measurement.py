@@ -1,224 +1,471 @@
 """An anatomy is believed only after a forward has shown it.
 
-One short forward on text does it. Row 0 of the batch runs as it is. In every other row one write is pushed by a random
-vector at the last position, and *all* writes are held at what row 0 wrote, so that the push can reach the final norm by
-nothing but the skip path. What arrives there divided by what was pushed is the gain of that path, followed all the way.
+One short forward does it. In the decoder every module that has a matrix of its own is cut off: what it gives goes on as
+a constant, whose derivative can be asked for. So no derivative takes a way through attention, an FFN or a router: what
+is left is the way that the stream itself takes, with the norms on it held at their statistics. The derivative of the
+stream before the final norm by what a module gave is then the path of that write, followed all the way. It is compared
+with the path that the anatomy states, and the constants that are missing are read off.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmneurons.errors import AnatomyError
-from mmneurons.vlm.anatomy import Anatomy, Block, Head, with_gains
-from mmneurons.vlm.hooks import Listener, evaluating, listening
+from mmneurons.vlm.anatomy import Anatomy, Block, Gate, Head, Norm, Path, Write, WriteSite
+from mmneurons.vlm.discovery import norm_of, norms_in
+from mmneurons.vlm.hooks import evaluating, hooked
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.readout import Readout, readout
+from mmneurons.vlm.paths import Carried, carry_back, gain_of, shift_of, statistic_of
+from mmneurons.vlm.readout import readout
+from mmneurons.vlm.sites import bias, dtype, expert_activations, expert_outputs, project, weight
 
 __all__ = ["measure"]
 
 _TOKENS = 4
-_PUSH_SEED = 0
+_ENTRY = "what enters block 0"
 # Rounding errors of a sum are a few units in the last place of its largest partial sum; a wrong path is off by orders
-# of magnitude more, so the bound need not be sharp.
+# of magnitude more, so the bounds need not be sharp.
 _ROUNDINGS = 16.0
 
 
-@dataclass(frozen=True)
-class _Forward:
-    """What the measuring forward left at the last position.
+@dataclass
+class _Trace:
+    """What one forward left behind; all in the order in which it ran.
 
     Attributes:
-        stream: the residual stream before the final norm, a row for each push (row 0: none).
-        pushes: what was added at each write, in order: the stream's entry, then every block's other writes and FFN.
-        entry: what entered block 0 in row 0.
-        written: what each write module gave in row 0.
-        ffn_inputs: the activations of each block in row 0.
-        normed: what the final norm gave in row 0.
-        logits: what the head gave in row 0, behind scale and soft-cap.
-        largest: the largest partial sum of the stream, by dimension.
+        sources: what was cut off, and the stream where it enters block 0, as leaves of the graph.
+        normed: what norms were given and gave.
+        given: what write sites were given.
+        gave: what write sites gave.
+        stream: the stream before the final norm.
+        logits: what the model gave.
+        calls: how often every module ran.
     """
 
-    stream: Float[Tensor, "rows hidden"]
-    pushes: Float[Tensor, "writes hidden"]
-    entry: Float[Tensor, "hidden"]
-    written: Float[Tensor, "modules hidden"]
-    ffn_inputs: tuple[Tensor, ...]
-    normed: Float[Tensor, "hidden"]
-    logits: Float[Tensor, "vocabulary"]
-    largest: Float[Tensor, "hidden"]
+    sources: dict[str, Tensor] = field(default_factory=dict)
+    normed: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    given: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    stream: Tensor | None = None
+    logits: Tensor | None = None
+    calls: Counter[str] = field(default_factory=Counter)
+    order: list[str] = field(default_factory=list)
 
 
-def measure(vlm: VLM) -> Anatomy:
-    """Measure the anatomy of a model on a short forward on text and return it with the gains that were seen.
+def measure(vlm: VLM, inputs: Mapping[str, Tensor] | None = None) -> Anatomy:
+    """Measure the anatomy of a model on a short forward and return it with the paths that were seen.
 
-    Shown on the way: every hook fires once; a write site is the linear map it is taken for; what a write site or
-    another write adds arrives at the final norm times a constant, whatever lies between; the stream before the final
-    norm is what entered block 0 and these writes, and nothing else; the frozen norm and the head give the logits.
+    Shown on the way: every write site runs once, and is the linear map that it is taken for; what it and every other
+    write adds arrives at the final norm through the norms, gates and constants of its path and nothing else; the stream
+    before the final norm is what entered block 0 and these writes, and nothing else; the frozen norm and the head give
+    the logits.
+
+    Args:
+        vlm: the model with its anatomy as it was found or stated.
+        inputs: a batch of one to run it on; by default a few tokens of text.
 
     Raises:
         AnatomyError: something else was seen.
     """
-    anatomy = vlm.anatomy
-    forward = _run(vlm)
-    _check_write_sites(vlm, forward)
-    gains = _gains(vlm, forward)
-    _check_sum(vlm, forward, gains)
-    return replace(anatomy, entry_gain=gains[0], blocks=_split_gains(anatomy, gains), head=_measure_head(vlm, forward))
+    trace = _run(vlm, _sample(vlm) if inputs is None else dict(inputs))
+    _check_write_sites(vlm, trace)
+    anatomy = _paths(vlm, trace)
+    _check_sum(vlm, anatomy, trace)
+    return replace(anatomy, head=_measure_head(replace(vlm, anatomy=anatomy), trace))
 
 
-def _modules(anatomy: Anatomy) -> list[str]:
-    """Every module that writes into the stream, in the order in which the gains are kept."""
-    return [name for block in anatomy.blocks for name in (*(write.module for write in block.writes), block.ffn.module)]
-
-
-def _split_gains(anatomy: Anatomy, gains: list[float]) -> tuple[Block, ...]:
-    rest = iter(gains[1:])
-    blocks = []
-    for block in anatomy.blocks:
-        writes = tuple(next(rest) for _ in block.writes)
-        blocks.append(with_gains(block, ffn=next(rest), writes=writes))
-    return tuple(blocks)
-
-
-def _run(vlm: VLM) -> _Forward:
-    anatomy, model = vlm.anatomy, vlm.model
-    modules = _modules(anatomy)
+def _sample(vlm: VLM) -> dict[str, Tensor]:
     ordinary = readout(vlm).ordinary.nonzero().flatten()
-    tokens = ordinary[torch.linspace(0, len(ordinary) - 1, _TOKENS + 2).long()[1:-1]]
-    rows = 2 + len(modules)
-    pushes = torch.randn(rows - 1, anatomy.hidden, generator=torch.Generator().manual_seed(_PUSH_SEED))
-    calls: Counter[str] = Counter()
-    seen: dict[str, Tensor] = {}
-    largest = torch.zeros(anatomy.hidden)
+    tokens = ordinary[torch.linspace(0, len(ordinary) - 1, _TOKENS + 2).long()[1:-1]][None].to(vlm.device)
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
-    def note(name: str) -> Listener:
-        def listener(x: Tensor) -> None:
-            calls[name] += 1
-            seen[name] = x[0, -1].detach()
 
-        return listener
+def _run(vlm: VLM, inputs: dict[str, Tensor]) -> _Trace:
+    anatomy, model = vlm.anatomy, vlm.model
+    if vlm.is_encoder_decoder and "decoder_input_ids" not in inputs:
+        inputs["decoder_input_ids"] = _sample(vlm)["input_ids"]
+    trace = _Trace()
+    decoder = model.get_submodule(anatomy.decoder)
+    prefix = f"{anatomy.decoder}." if anatomy.decoder else ""
+    cut = {prefix + name for name, module in decoder.named_modules() if name and _has_matrix(module)}
+    sites = {site.module for block in anatomy.blocks for site in block.sites}
+    norms = {}
+    for name, module in norms_in(decoder):
+        if anatomy.norm is None or prefix + name != anatomy.norm.module:
+            norms[prefix + name] = _known(module, prefix + name)
+    begun = False
 
-    def watch(x: Tensor) -> None:
-        nonlocal largest
-        largest = torch.maximum(largest, x[:, -1].detach().abs().amax(0).float().cpu())
-        seen["stream"] = x[:, -1].detach()
+    def enter(_module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        nonlocal begun
+        begun = True
+        # only from here to the final norm is a graph wanted
+        torch.set_grad_enabled(True)
+        name = None if args and isinstance(args[0], Tensor) else _first(kwargs)
+        leaf = _leaf(trace, _ENTRY, args[0] if name is None else kwargs[name])
+        return ((leaf, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: leaf})
 
-    def push(x: Tensor, row: int) -> Tensor:
-        # about as large as the stream is there, so that rounding does not drown it
-        pushes[row - 1] *= seen["stream"][0].float().abs().median().cpu()
-        x = x.clone()
-        x[row, -1] += pushes[row - 1].to(x)
-        return x
+    def cut_off(name: str) -> Callable[..., object]:
+        def hook(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+            if not begun:
+                return None
+            if name in sites:
+                trace.given[name] = tuple(one.detach() for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
+            if isinstance(output, Tensor) and output.is_floating_point():
+                return _leaf(trace, name, output)
+            if isinstance(output, tuple):
+                return tuple(one.detach() if isinstance(one, Tensor) else one for one in output)
+            return None
 
-    def enter(x: Tensor) -> Tensor:
-        watch(x)
-        seen["entry"] = x[0, -1].detach()
-        return push(x, 1)
+        return hook
 
-    def hold(name: str, row: int) -> Listener:
-        def listener(x: Tensor) -> Tensor:
-            note(name)(x)
-            return push(x[:1].expand_as(x), row)
+    def freeze(name: str, norm: Norm) -> Callable[..., object]:
+        def hook(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+            x = args[0] if args else next(iter(kwargs.values()))
+            if not begun or not isinstance(output, Tensor) or not isinstance(x, Tensor) or not x.requires_grad:
+                return None
+            trace.calls[name] += 1
+            trace.order.append(name)
+            frozen = _frozen(model, norm, x)
+            if frozen is None or not _close(output, frozen, output.abs() + output.abs().mean(), output.dtype):
+                # not a norm as we know them; it does no harm unless the stream goes through it, which is seen below
+                return None
+            given = output.detach() + (frozen - frozen.detach()).to(output.dtype)
+            trace.normed[name] = (x.detach(), given)
+            return given
 
-        return listener
+        return hook
 
-    inputs: dict[str, Listener] = {block.ffn.module: note(f"into {block.ffn.module}") for block in anatomy.blocks}
-    inputs |= {block.module: watch for block in anatomy.blocks[1:]}
-    inputs |= {anatomy.blocks[0].module: enter, anatomy.norm.module: watch}
-    outputs: dict[str, Listener] = {name: hold(name, row) for row, name in enumerate(modules, 2)}
-    outputs[anatomy.norm.module] = note(anatomy.norm.module)
-    batch = tokens.expand(rows, -1).to(vlm.device)
-    with evaluating(model), listening(model, inputs, outputs):
-        logits = _forward(model, batch)
-    expected = ["entry", anatomy.norm.module, *modules, *(f"into {block.ffn.module}" for block in anatomy.blocks)]
-    if missing := [name for name in expected if name not in seen]:
+    def end(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        trace.stream = args[0] if args else kwargs[_first(kwargs)]
+        torch.set_grad_enabled(False)
+
+    before = {anatomy.blocks[0].module: enter, anatomy.end: end}
+    after = {name: cut_off(name) for name in cut} | {
+        name: freeze(name, norm) for name, norm in norms.items() if norm is not None
+    }
+    with evaluating(model), hooked(model, before, after):
+        trace.logits = _forward(model, inputs)
+    if trace.stream is None or not begun:
+        raise AnatomyError(f"A short forward of {type(model).__name__} never ran {anatomy.end}.")
+    if missing := sorted(sites - trace.given.keys()):
         raise AnatomyError(f"A short forward of {type(model).__name__} never ran {', '.join(missing[:3])}.")
-    if repeated := [name for name, times in calls.items() if times > 1]:
+    if repeated := [name for name in sites if trace.calls[name] > 1]:
         raise AnatomyError(f"A short forward of {type(model).__name__} ran more than once: {', '.join(repeated[:3])}.")
-    return _Forward(
-        stream=seen["stream"].double().cpu(),
-        pushes=pushes.double().cpu(),
-        entry=seen["entry"].double().cpu(),
-        written=torch.stack([seen[name].double().cpu() for name in modules]),
-        ffn_inputs=tuple(seen[f"into {block.ffn.module}"] for block in anatomy.blocks),
-        normed=seen[anatomy.norm.module].double().cpu(),
-        logits=logits[0, -1].double().cpu(),
-        largest=largest.double(),
-    )
+    return trace
 
 
-def _forward(model: Callable[..., object], tokens: Tensor) -> Tensor:
-    output = model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+def _leaf(trace: _Trace, name: str, value: Tensor) -> Tensor:
+    trace.calls[name] += 1
+    trace.order.append(name)
+    leaf = value.detach().requires_grad_(True)
+    trace.sources[name] = leaf
+    # not the leaf itself: a model may write into what it got
+    return leaf.clone()
+
+
+def _first(kwargs: Mapping[str, object]) -> str:
+    return next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return any(weight.dim() > 1 for weight in module.parameters(recurse=False))
+
+
+def _known(module: nn.Module, name: str) -> Norm | None:
+    try:
+        return norm_of(module, name)
+    except (AnatomyError, RuntimeError, TypeError, AttributeError):
+        # a norm of another kind, or one that is given more than the stream
+        return None
+
+
+def _frozen(model: nn.Module, norm: Norm, x: Tensor) -> Tensor | None:
+    """The norm with its statistic held, in float32."""
+    gain, shift = gain_of(model, norm).to(x.device), shift_of(model, norm)
+    if x.shape[-1] != len(gain):
+        return None
+    y = x.float()
+    if norm.kind == "layer":
+        y = y - y.mean(-1, keepdim=True)
+    y = y * statistic_of(norm, x.detach())[..., None].to(y) * gain
+    return y if shift is None else y + shift.to(x.device)
+
+
+def _forward(model: Callable[..., object], inputs: Mapping[str, Tensor]) -> Tensor:
+    output = model(**inputs, use_cache=False)
     logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
-        raise AnatomyError(f"A forward of {type(model).__name__} on text gives no logits.")
+        raise AnatomyError(f"A forward of {type(model).__name__} gives no logits.")
     return logits
 
 
-def _check_write_sites(vlm: VLM, forward: _Forward) -> None:
-    outputs = dict(zip(_modules(vlm.anatomy), forward.written, strict=True))
-    for block, given in zip(vlm.anatomy.blocks, forward.ffn_inputs, strict=True):
-        weight, bias = block.ffn.weight(vlm.model), block.ffn.bias(vlm.model)
-        if not weight.is_floating_point() or weight.shape != (vlm.anatomy.hidden, block.ffn.width):
+def _check_write_sites(vlm: VLM, trace: _Trace) -> None:
+    for block in vlm.anatomy.blocks:
+        for site in block.sites:
+            own = weight(vlm.model, site)
+            if not own.is_floating_point() or own.shape != (vlm.anatomy.hidden, site.width):
+                raise AnatomyError(
+                    f"The weight of {site.module} is {own.dtype} of shape {tuple(own.shape)}, not a plain "
+                    f"{vlm.anatomy.hidden} × {site.width} matrix. Load the model without quantisation or offloading."
+                )
+            given, gave = _activations(vlm, trace, site), _rows(site, trace.sources[site.module])
+            own, shift = own.float().cpu(), bias(vlm.model, site)
+            expected = given @ own.T + (0 if shift is None else shift)
+            size = given.abs() @ own.T.abs()
+            if not _close(gave, expected, size, dtype(vlm.model, site)):
+                raise AnatomyError(f"{site.module} is not the linear map that its weight and bias state.")
+
+
+def _activations(vlm: VLM, trace: _Trace, site: WriteSite) -> Float[Tensor, "positions width"]:
+    """What a site was given at the last positions."""
+    given = trace.given[site.module]
+    if site.experts is None:
+        return given[0].reshape(-1, given[0].shape[-1])[-_TOKENS:].float().cpu()
+    length = _length(site, trace.sources[site.module])
+    positions = torch.arange(max(0, length - _TOKENS), length, device=given[0].device)
+    return expert_activations(vlm.model.get_submodule(site.module), site, given, positions).float().cpu()
+
+
+def _length(site: WriteSite, output: Tensor) -> int:
+    return expert_outputs(site, output.detach(), 1).shape[1]
+
+
+def _rows(site: WriteSite | None, value: Tensor, total: bool = True) -> Float[Tensor, "positions hidden"]:
+    """The last positions of what a module gave, or of a derivative by it, of which experts share one (``total``)."""
+    value = value.detach()
+    if site is not None and site.experts is not None and site.experts.layout == "sorted":
+        value = value.view(site.experts.count, -1, value.shape[-1])
+        value = value.sum(0) if total else value[0]
+    return value.reshape(-1, value.shape[-1])[-_TOKENS:].float().cpu()
+
+
+def _paths(vlm: VLM, trace: _Trace) -> Anatomy:
+    """The anatomy with the path of every write, as the derivatives show it."""
+    anatomy, stream = vlm.anatomy, trace.stream
+    assert stream is not None
+    sites = {site.module: site for block in anatomy.blocks for site in block.sites}
+    normed = [name for name in trace.normed if trace.normed[name][1].requires_grad]
+    cotangent = torch.randn(stream.shape, generator=torch.Generator().manual_seed(0)).to(stream)
+    cotangent.view(-1, stream.shape[-1])[:-_TOKENS] = 0
+    wanted = [*trace.sources.values(), *(trace.normed[name][1] for name in normed)]
+    found = dict(zip([*trace.sources, *normed], _derivatives(stream, wanted, cotangent), strict=True))
+    live = {name: own for name, own in found.items() if own is not None and bool(own.any())}
+    if _ENTRY not in live:
+        raise AnatomyError(f"What enters block 0 of {type(vlm.model).__name__} does not arrive at {anatomy.end}.")
+    if dead := [name for name in sites if name not in live]:
+        raise AnatomyError(f"What {dead[0]} writes does not arrive at {anatomy.end}.")
+    if repeated := [name for name in live if trace.calls[name] > 1]:
+        raise AnatomyError(f"A short forward ran {repeated[0]} more than once, and it writes into the stream.")
+    kinds = {name: _known(vlm.model.get_submodule(name), name) for name in normed if name in live}
+    norms = {name: kind for name, kind in kinds.items() if kind is not None}
+    reached = _reached(trace, norms, [name for name in trace.sources if name in live])
+    carriers = [name for name in norms if _ENTRY in reached[name]]
+    width = anatomy.hidden
+    writes = [name for name in trace.order if name in live and name in trace.sources and name != _ENTRY]
+    narrow = [name for name in writes if trace.sources[name].shape[-1] != width]
+    statistics = {name: statistic_of(norm, _rows(None, trace.normed[name][0])) for name, norm in norms.items()}
+    order = [*carriers, *(name for name in norms if name not in carriers)]
+    plain = replace(
+        anatomy,
+        carriers=tuple(norms[name] for name in carriers),
+        blocks=tuple(replace(block, writes=()) for block in anatomy.blocks),
+    )
+    paths: dict[str, Path] = {}
+    for name in (_ENTRY, *(name for name in writes if name not in narrow)):
+        side = tuple(norms[norm] for norm in norms if norm not in carriers and name in reached[norm])
+        behind = [norm for norm in carriers if name in reached[norm]]
+        if behind != carriers[len(carriers) - len(behind) :]:
             raise AnatomyError(
-                f"The weight of {block.ffn.module} is {weight.dtype} of shape {tuple(weight.shape)}, not a plain "
-                f"{vlm.anatomy.hidden} × {block.ffn.width} matrix. Load the model without quantisation or offloading."
+                f"What {name} writes goes through {', '.join(behind)}, but not to the end of the stream."
             )
-        expected = torch.nn.functional.linear(given, weight, bias).double().cpu()
-        size = torch.nn.functional.linear(given.abs(), weight.abs()).double().cpu()
-        if not _close(outputs[block.ffn.module], expected, size, vlm.dtype):
-            raise AnatomyError(f"{block.ffn.module} is not the linear map that its weight and bias state.")
+        paths[name] = Path(norms=side, carriers=len(carriers) - len(behind))
+    outline = _assembled(plain, trace, writes, narrow, paths)
+    table = torch.stack([statistics[norm.module] for norm in outline.norms], 1) if outline.norms else _none(stream)
+    carried = carry_back(vlm.model, outline, _rows(None, cotangent).double(), table, _none(stream))
+    tolerance = 1e-4 + 8 * torch.finfo(vlm.dtype).eps
+    for name, path in paths.items():
+        seen = _rows(sites.get(name), live[name], total=False).double()
+        gains = _ratio(name, seen, carried.at(path), tolerance)
+        if _constant(gains, tolerance):
+            paths[name] = replace(path, gain=_snapped(float(gains.mean()), vlm.dtype))
+            continue
+        paths[name] = _gated(vlm, trace, name, path, gains, narrow, tolerance)
+    used = {path.gate.module for path in paths.values() if path.gate is not None}
+    if unknown := [name for name in narrow if name not in used]:
+        raise AnatomyError(f"{unknown[0]} has a say in the stream, but writes no vector into it; it is not supported.")
+    return _with_gains(_assembled(plain, trace, writes, narrow, paths), live, carried, outline, order, tolerance, vlm)
 
 
-def _gains(vlm: VLM, forward: _Forward) -> list[float]:
-    gains = []
-    for name, row, push in zip(
-        ["what enters block 0", *_modules(vlm.anatomy)], forward.stream[1:], forward.pushes, strict=True
-    ):
-        arrived = row - forward.stream[0]
-        weight = 1 / (forward.largest + push.abs()).square()
-        gain = float((weight * arrived * push).sum() / (weight * push.square()).sum())
-        if abs(gain - 1) < 4 * torch.finfo(vlm.dtype).eps:
-            gain = 1.0
-        if not _close(arrived, gain * push, forward.largest + push.abs(), vlm.dtype) or abs(gain) < 1e-3:
-            off = float((arrived - gain * push).norm() / push.norm())
-            raise AnatomyError(
-                f"What {name} writes does not arrive at the final norm times a constant (best constant {gain:.3g}, "
-                f"{off:.1%} of the push is off): something on the way changes it. Such models are not supported yet."
-            )
-        gains.append(gain)
-    return gains
+def _derivatives(of: Tensor, by: Sequence[Tensor], along: Tensor) -> Sequence[Tensor | None]:
+    return torch.autograd.grad(of, list(by), along, retain_graph=True, allow_unused=True)
 
 
-def _check_sum(vlm: VLM, forward: _Forward, gains: list[float]) -> None:
-    parts = torch.stack([forward.entry, *forward.written])
-    total = (torch.tensor(gains, dtype=torch.double)[:, None] * parts).sum(0)
-    size = forward.largest + parts.abs().amax(0)
-    if not _close(total, forward.stream[0], size, vlm.dtype):
-        off = float((total - forward.stream[0]).norm() / forward.stream[0].norm())
+def _reached(trace: _Trace, norms: Mapping[str, Norm], sources: Sequence[str]) -> dict[str, set[str]]:
+    """For every norm on the way, which sources go through it."""
+    leaves = [trace.sources[name] for name in sources]
+    reached = {}
+    for name in norms:
+        given = trace.normed[name][1]
+        found = _derivatives(given, leaves, torch.ones_like(given))
+        reached[name] = {source for source, own in zip(sources, found, strict=True) if own is not None}
+    return reached
+
+
+def _assembled(
+    anatomy: Anatomy, trace: _Trace, writes: Sequence[str], narrow: Sequence[str], paths: Mapping[str, Path]
+) -> Anatomy:
+    """The anatomy with these paths; a write outside of the blocks belongs to the block that runs after it."""
+    sites = {site.module for block in anatomy.blocks for site in block.sites}
+    blocks, waiting = list(anatomy.blocks), [name for name in writes if name not in narrow and name not in sites]
+    first = {index: _first_run(trace, block) for index, block in enumerate(blocks)}
+    grouped: dict[int, list[Write]] = {index: [] for index in range(len(blocks))}
+    for name in waiting:
+        own = next((index for index, block in enumerate(blocks) if name.startswith(f"{block.module}.")), None)
+        when = trace.order.index(name)
+        later = next((index for index in first if first[index] > when), len(blocks) - 1)
+        grouped[later if own is None else own].append(Write(name, paths[name]))
+    made = tuple(
+        replace(
+            block,
+            writes=tuple(grouped[index]),
+            sites=tuple(replace(site, path=paths[site.module]) for site in block.sites),
+        )
+        for index, block in enumerate(blocks)
+    )
+    return replace(anatomy, blocks=made, entry=paths[_ENTRY])
+
+
+def _first_run(trace: _Trace, block: Block) -> int:
+    return next(index for index, name in enumerate(trace.order) if name.startswith(f"{block.module}."))
+
+
+def _with_gains(
+    anatomy: Anatomy,
+    live: Mapping[str, Tensor],
+    carried: Carried,
+    outline: Anatomy,
+    order: Sequence[str],
+    tolerance: float,
+    vlm: VLM,
+) -> Anatomy:
+    """The anatomy with the constants behind every norm, which what the norms add is multiplied by."""
+    gains: dict[str, float] = {}
+    for index, norm in enumerate(outline.carriers):
+        ratio = _ratio(norm.module, _rows(None, live[norm.module]).double(), carried.behind[index + 1], tolerance)
+        gains[norm.module] = _snapped(float(ratio.mean()), vlm.dtype)
+    for path in outline.paths:
+        for index, norm in enumerate(path.norms):
+            here = carried.at(replace(path, norms=path.norms[index + 1 :], gate=None, gain=1.0))
+            ratio = _ratio(norm.module, _rows(None, live[norm.module]).double(), here, tolerance)
+            if not _constant(ratio, tolerance) and shift_of(vlm.model, norm) is not None:
+                raise AnatomyError(f"What {norm.module} adds goes through a gate, which is not supported.")
+            gains[norm.module] = _snapped(float(ratio.mean()), vlm.dtype)
+
+    def gained(norm: Norm) -> Norm:
+        return replace(norm, gain=gains[norm.module])
+
+    def path_of(path: Path) -> Path:
+        return replace(path, norms=tuple(gained(norm) for norm in path.norms))
+
+    blocks = tuple(
+        replace(
+            block,
+            sites=tuple(replace(site, path=path_of(site.path)) for site in block.sites),
+            writes=tuple(replace(write, path=path_of(write.path)) for write in block.writes),
+        )
+        for block in anatomy.blocks
+    )
+    return replace(anatomy, blocks=blocks, carriers=tuple(gained(norm) for norm in anatomy.carriers))
+
+
+def _ratio(name: str, seen: Tensor, expected: Tensor, tolerance: float) -> Float[Tensor, "positions"]:
+    """What a derivative is times what its path would give, for every position; it has to be a multiple of it."""
+    ratio = (seen * expected).sum(-1) / expected.square().sum(-1)
+    off = float((seen - ratio[:, None] * expected).norm() / seen.norm().clamp_min(1e-30))
+    if not off <= tolerance:
+        raise AnatomyError(
+            f"What {name} writes does not arrive at the final norm times a constant ({off:.1%} of it is off): something "
+            "on the way changes it that is not a norm, a constant or a gate that is known. Such models are not supported."
+        )
+    return ratio
+
+
+def _constant(ratio: Tensor, tolerance: float) -> bool:
+    return bool((ratio - ratio.mean()).abs().max() <= tolerance * ratio.abs().max())
+
+
+def _snapped(gain: float, kind: torch.dtype) -> float:
+    return 1.0 if abs(gain - 1) < 4 * torch.finfo(kind).eps + 1e-6 else gain
+
+
+def _gated(
+    vlm: VLM, trace: _Trace, name: str, path: Path, gains: Tensor, narrow: Sequence[str], tolerance: float
+) -> Path:
+    """The path with the gate that makes its gain differ from position to position."""
+    for other in narrow:
+        value = _rows(None, trace.sources[other])
+        if value.shape[-1] != 1:
+            continue
+        ratio = gains / torch.sigmoid(value[:, 0].double())
+        if _constant(ratio, 10 * tolerance):
+            return replace(path, gain=_snapped(float(ratio.mean()), vlm.dtype), gate=Gate(other))
+    raise AnatomyError(
+        f"What {name} writes is multiplied by something that differs from position to position "
+        f"({', '.join(f'{gain:.3g}' for gain in gains.tolist())}), and that is no gate that is known."
+    )
+
+
+def _none(like: Tensor) -> Float[Tensor, "positions 0"]:
+    return torch.zeros(min(_TOKENS, like.numel() // like.shape[-1]), 0, dtype=torch.double)
+
+
+def _check_sum(vlm: VLM, anatomy: Anatomy, trace: _Trace) -> None:
+    assert trace.stream is not None
+    stream = _rows(None, trace.stream).double()
+    directions = torch.randn(stream.shape, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    statistics = [statistic_of(norm, _rows(None, trace.normed[norm.module][0])) for norm in anatomy.norms]
+    factors = [torch.sigmoid(_rows(None, trace.sources[gate.module])[:, 0].double()) for gate in anatomy.gates]
+    carried = carry_back(
+        vlm.model,
+        anatomy,
+        directions,
+        torch.stack(statistics, 1) if statistics else _none(stream),
+        torch.stack(factors, 1) if factors else _none(stream),
+    )
+    sites = {site.module: site for block in anatomy.blocks for site in block.sites}
+    parts = [(_rows(None, trace.sources[_ENTRY]).double() * carried.at(anatomy.entry)).sum(-1), carried.constants()]
+    for block in anatomy.blocks:
+        for part in (*block.writes, *block.sites):
+            value = _rows(sites.get(part.module), trace.sources[part.module]).double()
+            parts.append((value * carried.at(part.path)).sum(-1))
+    total, expected = torch.stack(parts).sum(0), (directions * stream).sum(-1)
+    # the product of two random vectors, so its size is that of the two
+    size = torch.stack(parts).abs().sum(0) + directions.norm(dim=-1) * stream.norm(dim=-1)
+    if not _close(total, expected, size, vlm.dtype):
+        off = float((total - expected).norm() / (directions.norm(dim=-1) * stream.norm(dim=-1)).norm())
         raise AnatomyError(
             f"The stream before the final norm is not the sum of what was recorded ({off:.1%} is missing): the model "
             "writes into its stream by a way that is not supported yet."
         )
 
 
-def _measure_head(vlm: VLM, forward: _Forward) -> Head:
+def _measure_head(vlm: VLM, trace: _Trace) -> Head:
     head = vlm.anatomy.head
-    plain: Readout = replace(readout(vlm), scale=1.0, softcap=None)
-    stream = forward.stream[:1]
-    normed = plain.normalize(stream)[0].double()
-    if not _close(forward.normed, normed, normed.abs() + normed.abs().mean(), vlm.dtype):
-        raise AnatomyError(f"{vlm.anatomy.norm.module} does not norm as its weight and epsilon say.")
+    assert trace.stream is not None
+    assert trace.logits is not None
+    plain = replace(readout(vlm), scale=1.0, softcap=None)
+    stream = _rows(None, trace.stream)[-1:]
     raw = plain.logits(stream)[0].double()
-    finite = forward.logits.isfinite()
-    raw, logits = raw[finite], forward.logits[finite]
+    logits = trace.logits.reshape(-1, trace.logits.shape[-1])[-1].double().cpu()
+    # a model that never says some tokens gives them the lowest number there is
+    said = logits > torch.finfo(trace.logits.dtype).min / 2
+    raw, logits = raw[: len(logits)][said], logits[said]
     size = raw.abs() + raw.abs().mean()
     for softcap in dict.fromkeys([None, head.softcap]):
         uncapped = logits if softcap is None else softcap * torch.atanh((logits / softcap).clamp(-1 + 1e-12, 1 - 1e-12))
@@ -227,11 +474,13 @@ def _measure_head(vlm: VLM, forward: _Forward) -> Head:
         expected = scale * raw if softcap is None else softcap * torch.tanh(scale * raw / softcap)
         if _close(logits, expected, scale * size, vlm.dtype):
             return replace(head, scale=scale, softcap=softcap)
-    raise AnatomyError(f"{head.module} after {vlm.anatomy.norm.module} does not give the model's logits.")
+    raise AnatomyError(
+        f"{head.module} after {vlm.anatomy.end if vlm.anatomy.norm else 'the stream'} does not give the model's logits."
+    )
 
 
-def _close(seen: Tensor, expected: Tensor, size: Tensor, dtype: torch.dtype) -> bool:
+def _close(seen: Tensor, expected: Tensor, size: Tensor, kind: torch.dtype) -> bool:
     """Whether two sums agree to rounding, where ``size`` is how large their partial sums were."""
-    unit = torch.finfo(dtype).eps * size.clamp_min(torch.finfo(torch.float32).tiny)
-    error = (seen - expected).abs() / unit
+    unit = torch.finfo(kind).eps * size.double().clamp_min(torch.finfo(torch.float32).tiny)
+    error = (seen.detach().double() - expected.detach().double()).abs() / unit
     return bool(error.square().mean().sqrt() <= _ROUNDINGS)

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mmneurons.vlm.anatomy import Anatomy
+from mmneurons.vlm.sites import dtype
 
 if TYPE_CHECKING:
     from mmneurons.neurons import Neuron
@@ -40,7 +41,14 @@ class VLM:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the write sites, in which the neurons' activations are computed."""
-        return self.anatomy.blocks[0].ffn.weight(self.model).dtype
+        return dtype(self.model, self.anatomy.blocks[0].sites[0])
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether the prompt and the picture are read by an encoder, and the decoder begins with a token of its own."""
+        config = self.model.config
+        text = config.get_text_config(decoder=True)
+        return any(bool(getattr(one, "is_encoder_decoder", False)) for one in (config, text))
 
     @property
     def image_token_id(self) -> int | None:

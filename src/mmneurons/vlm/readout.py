@@ -13,15 +13,58 @@ number.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmneurons.vlm.anatomy import Norm
+from mmneurons.vlm.discovery import norm_of
 from mmneurons.vlm.model import VLM
+from mmneurons.vlm.paths import gain_of, shift_of, statistic_of
 
 __all__ = ["Readout", "readout"]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What BERT has before its head's norm: a dense layer and an activation function.
+
+    It is not linear. The function is held at its ratio to its input, element by element, at the position: an
+    approximation of what a change of the stream would do, under which shares still add up to the logit.
+
+    Attributes:
+        weight: of the dense layer.
+        bias: of the dense layer.
+        function: the activation function.
+    """
+
+    weight: Float[Tensor, "hidden hidden"]
+    bias: Float[Tensor, "hidden"]
+    function: Callable[[Tensor], Tensor]
+
+    def apply(self, stream: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions hidden"]:
+        """What it makes of a stream."""
+        return self.function(stream @ self.weight.T + self.bias)
+
+    def pull_back(
+        self, directions: Float[Tensor, "positions hidden"], stream: Float[Tensor, "positions hidden"]
+    ) -> Float[Tensor, "positions hidden"]:
+        """Carry directions back through it, frozen at a stream."""
+        return (directions * self._ratio(stream)) @ self.weight
+
+    def offset(
+        self, directions: Float[Tensor, "positions hidden"], stream: Float[Tensor, "positions hidden"]
+    ) -> Float[Tensor, "positions"]:
+        """The share of the dense layer's bias."""
+        return (directions * self._ratio(stream)) @ self.bias
+
+    def _ratio(self, stream: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions hidden"]:
+        given = stream @ self.weight.T + self.bias
+        safe = given.where(given != 0, torch.full_like(given, torch.finfo(torch.float32).tiny))
+        return self.function(safe) / safe
 
 
 @dataclass(frozen=True)
@@ -33,40 +76,57 @@ class Readout:
         bias: the head's bias, if it has one.
         gain: what the final norm multiplies by, elementwise.
         shift: what the final norm adds, if anything.
-        centered: the final norm takes the mean of the stream away first.
-        eps: what is added under the norm's root.
+        norm: the final norm; None where the head reads the stream as it is.
         scale: the constant that the head multiplies logits by.
         softcap: the bound of the head's soft-cap, if it has one.
         ordinary: which tokens are ordinary text (not special, not image, not padding rows).
+        transform: what comes before the norm, if anything.
     """
 
     unembedding: Float[Tensor, "vocabulary hidden"]
     bias: Float[Tensor, "vocabulary"] | None
     gain: Float[Tensor, "hidden"]
     shift: Float[Tensor, "hidden"] | None
-    centered: bool
-    eps: float
+    norm: Norm | None
     scale: float
     softcap: float | None
     ordinary: Bool[Tensor, "vocabulary"]
+    transform: Transform | None = None
 
     def statistic(self, stream: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions"]:
-        """What the norm multiplies each position by: 1 / rms(h), or 1 / standard deviation for a LayerNorm."""
-        stream = self.center(stream.double())
-        return (stream.square().mean(-1) + self.eps).rsqrt()
+        """What the norm multiplies each position by: 1 / rms(h), 1 / standard deviation for a LayerNorm, or 1."""
+        return torch.ones(len(stream), dtype=torch.double) if self.norm is None else statistic_of(self.norm, stream)
 
     def center(self, vectors: Tensor) -> Tensor:
         """The vectors without their mean, where the norm takes it away; otherwise the vectors."""
-        return vectors - vectors.mean(-1, keepdim=True) if self.centered else vectors
+        centered = self.norm is not None and self.norm.kind == "layer"
+        return vectors - vectors.mean(-1, keepdim=True) if centered else vectors
 
     def normalize(self, stream: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions hidden"]:
         """The final norm, computed in float64 and rounded to float32."""
-        normed = self.center(stream.double()) * self.statistic(stream)[:, None] * self.gain.double()
+        given = self._last(stream)
+        normed = self.center(given) * self.statistic(given)[:, None] * self.gain.double()
         return (normed if self.shift is None else normed + self.shift.double()).float()
 
-    def pull_back(self, directions: Float[Tensor, "directions hidden"]) -> Float[Tensor, "directions hidden"]:
-        """Carry directions back through the final norm; a position's statistic is still to be multiplied."""
-        return self.center(directions * self.gain)
+    def pull_back(
+        self, directions: Float[Tensor, "positions hidden"], stream: Float[Tensor, "positions hidden"]
+    ) -> Float[Tensor, "positions hidden"]:
+        """Carry directions back through the final norm, frozen at a stream, one for each position. In float64."""
+        pulled = self.center(directions.double() * self.gain.double()) * self.statistic(self._last(stream))[:, None]
+        return pulled if self.transform is None else self.transform.pull_back(pulled, stream.double())
+
+    def offset(
+        self, directions: Float[Tensor, "positions hidden"], stream: Float[Tensor, "positions hidden"]
+    ) -> Float[Tensor, "positions"]:
+        """What of ``u · norm(h)`` no write has a share in beyond ``constant``: that of a transform's bias."""
+        if self.transform is None:
+            return torch.zeros(len(directions), dtype=torch.double)
+        pulled = self.center(directions.double() * self.gain.double()) * self.statistic(self._last(stream))[:, None]
+        return self.transform.offset(pulled, stream.double())
+
+    def _last(self, stream: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions hidden"]:
+        """What the norm is given."""
+        return stream.double() if self.transform is None else self.transform.apply(stream.double())
 
     def logits(self, stream: Float[Tensor, "positions hidden"]) -> Float[Tensor, "positions vocabulary"]:
         """The logits before a soft-cap, with the head's scale."""
@@ -102,21 +162,33 @@ class Readout:
 
 def readout(vlm: VLM) -> Readout:
     """Read the final norm and the head of a model, as they are now."""
-    norm = vlm.model.get_submodule(vlm.anatomy.norm.module)
+    norm = vlm.anatomy.norm
     head = vlm.model.get_submodule(vlm.anatomy.head.module)
-    shift = getattr(norm, "bias", None)
     bias = getattr(head, "bias", None)
     unembedding = head.get_parameter("weight").detach()
+    if isinstance(more := getattr(head, "additional_fc", None), nn.Module):
+        # Idefics keeps the rows of the tokens that were added to its vocabulary apart
+        unembedding = torch.cat([unembedding, more.get_parameter("weight").detach()])
+    transform = None
+    if vlm.anatomy.head.transform is not None:
+        before = vlm.model.get_submodule(vlm.anatomy.head.transform)
+        dense = before.get_submodule("dense")
+        weight, shift = (dense.get_parameter(name).detach().double().cpu() for name in ("weight", "bias"))
+        transform = Transform(weight, shift, before.get_submodule("transform_act_fn"))
+        norm = norm_of(before.get_submodule("LayerNorm"), f"{vlm.anatomy.head.transform}.LayerNorm")
+    if vlm.anatomy.head.bias is not None:
+        more = vlm.model.get_buffer(vlm.anatomy.head.bias).detach().flatten()
+        bias = more if bias is None else bias + more
     return Readout(
         unembedding=unembedding,
         bias=None if bias is None else bias.detach(),
-        gain=norm.get_parameter("weight").detach().float().cpu() + vlm.anatomy.norm.offset,
-        shift=None if shift is None else shift.detach().float().cpu(),
-        centered=vlm.anatomy.norm.kind == "layer",
-        eps=vlm.anatomy.norm.eps,
+        gain=torch.ones(unembedding.shape[1]) if norm is None else gain_of(vlm.model, norm),
+        shift=None if norm is None else shift_of(vlm.model, norm),
+        norm=norm,
         scale=vlm.anatomy.head.scale,
         softcap=vlm.anatomy.head.softcap,
         ordinary=_ordinary(vlm, unembedding.shape[0]),
+        transform=transform,
     )
 
 

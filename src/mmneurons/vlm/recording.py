@@ -9,18 +9,23 @@ for heatmaps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmneurons.errors import OptionError, RecordingError
-from mmneurons.vlm.hooks import Listener, evaluating, listening
+from mmneurons.vlm.anatomy import Gate, Norm, WriteSite
+from mmneurons.vlm.decoding import decoder_start, family_of, forced_inputs, generator, image_positions, prompt_length
+from mmneurons.vlm.hooks import Listener, evaluating, hooked, listening
 from mmneurons.vlm.inputs import Request, collate
 from mmneurons.vlm.model import VLM
+from mmneurons.vlm.paths import statistic_of
+from mmneurons.vlm.sites import expert_activations
 
 __all__ = [
     "IMAGE_BUDGET",
@@ -63,6 +68,8 @@ class Recording:
         log_probabilities: of each emitted token, natural logarithm, from these logits.
         entry: the residual stream where it enters block 0.
         writes: what every other write (attention) gave, in the order of ``anatomy.blocks``.
+        statistics: what every norm of ``anatomy.norms`` multiplied by, float64.
+        factors: the value of every gate of ``anatomy.gates``, float64.
         stream: the residual stream before the final norm.
         image_positions: where the picture's tokens lie in ``inputs["input_ids"]``.
         image_activations: the input of every write site at the image positions; None where that was over the budget.
@@ -79,6 +86,8 @@ class Recording:
     log_probabilities: Float[Tensor, "steps"]
     entry: Float[Tensor, "steps hidden"]
     writes: Float[Tensor, "steps writes hidden"]
+    statistics: Float[Tensor, "steps norms"]
+    factors: Float[Tensor, "steps gates"]
     stream: Float[Tensor, "steps hidden"]
     image_positions: Int[Tensor, "image"]
     image_activations: Float[Tensor, "blocks image width"] | None
@@ -126,7 +135,7 @@ def record_generation(
     if options.get("num_return_sequences", 1) != 1:
         raise OptionError("One caption is recorded per picture: num_return_sequences has to be 1.")
     batch = collate(requests, _pad_token_id(vlm))
-    prompt = batch["input_ids"].shape[1]
+    prompt = prompt_length(vlm, batch)
     ends = _end_ids(vlm, options)
     if not _is_stepwise(vlm, options):
         sequences = _generate(vlm, batch, max_new_tokens, seed, options).sequences[:, prompt:].cpu()
@@ -134,10 +143,12 @@ def record_generation(
             record_forced(vlm, request, _until_end(vlm, row, ends), keep)
             for request, row in zip(requests, sequences, strict=True)
         ]
-    tape = _Tape(vlm, batch["input_ids"], keep)
-    with listening(vlm.model, tape.inputs, tape.outputs):
+    tape = _Tape(vlm, requests, batch, keep)
+    with tape.listening():
         output = _generate(vlm, batch, max_new_tokens, seed, {**options, "output_logits": True})
-    sequences = output.sequences[:, prompt:]
+    sequences = output.sequences[:, -len(output.logits) :]
+    if vlm.is_encoder_decoder and output.sequences.shape[1] != len(output.logits) + len(decoder_start(vlm)):
+        raise RecordingError(f"{type(vlm.model).__name__} began its answer with other tokens than its settings say.")
     tokens = [torch.tensor(_until_end(vlm, row, ends), dtype=torch.long) for row in sequences.cpu()]
     logits = [
         torch.stack([step[row] for step in output.logits[: len(own)]]).float().cpu() for row, own in enumerate(tokens)
@@ -158,14 +169,9 @@ def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], keep: Ke
     if not len(token_ids):
         raise OptionError("There is nothing to record: the caption holds no token.")
     tokens = torch.tensor(list(token_ids), dtype=torch.long)
-    prompt = request.inputs["input_ids"]
-    fed = torch.cat([prompt, tokens[None, :-1].to(prompt)], 1)
-    inputs = {**request.inputs, "input_ids": fed, "attention_mask": torch.ones_like(fed)}
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in inputs:
-            inputs[name] = torch.nn.functional.pad(inputs[name], (0, len(tokens) - 1))
-    tape = _Tape(vlm, fed, keep, kept=len(tokens))
-    with evaluating(vlm.model), listening(vlm.model, tape.inputs, tape.outputs):
+    inputs = forced_inputs(vlm, request.inputs, tokens.tolist())
+    tape = _Tape(vlm, [request], inputs, keep, kept=len(tokens))
+    with evaluating(vlm.model), tape.listening():
         logits = vlm.model(**inputs, use_cache=False).logits[0, -len(tokens) :].float().cpu()
     try:
         (recording,) = tape.recordings([request], [tokens], [logits], len(tokens), forced=True)
@@ -188,20 +194,31 @@ def image_activations(
     if kept is not None:
         return torch.stack([kept[block, :, column] for block, column in neurons]).float()
     found: dict[tuple[int, int], Tensor] = {}
-    sites = {block: vlm.anatomy.blocks[block].ffn.module for block, _ in neurons}
+    sites = {vlm.anatomy.site(*place).module: (place[0], vlm.anatomy.site(*place)) for place in neurons}
 
-    def pick(block: int) -> Listener:
-        columns = [column for other, column in neurons if other == block]
+    def pick(block: int, site: WriteSite) -> Callable[..., None]:
+        columns = [column for other, column in neurons if other == block and vlm.anatomy.site(block, column) == site]
 
-        def listener(x: Tensor) -> None:
-            rows = x[0, recording.image_positions.to(x.device)]
-            found.update({(block, column): rows[:, column].float().cpu() for column in columns})
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            rows = _activations_at(module, site, args, kwargs, recording.image_positions)
+            found.update({(block, column): rows[:, column - site.start].float().cpu() for column in columns})
 
-        return listener
+        return hook
 
-    with evaluating(vlm.model), listening(vlm.model, {site: pick(block) for block, site in sites.items()}):
+    with evaluating(vlm.model), hooked(vlm.model, {name: pick(*site) for name, site in sites.items()}, {}):
         vlm.model(**recording.inputs, use_cache=False)
     return torch.stack([found[neuron] for neuron in neurons])
+
+
+def _activations_at(
+    module: nn.Module, site: WriteSite, args: tuple, kwargs: dict, positions: Int[Tensor, "positions"]
+) -> Float[Tensor, "positions width"]:
+    """What a write site is given at some positions, batch and positions as one."""
+    given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+    positions = positions.to(given[0].device)
+    if site.experts is not None:
+        return expert_activations(module, site, given, positions)
+    return given[0].reshape(-1, given[0].shape[-1])[positions]
 
 
 _OURS = {
@@ -227,7 +244,7 @@ def _is_stepwise(vlm: VLM, options: dict[str, Any]) -> bool:
     """Whether generate runs the model once a token, with its cache; the checkpoint may ask for something else, too."""
 
     def asked(name: str) -> object:
-        return options.get(name, getattr(vlm.model.generation_config, name, None))
+        return options.get(name, getattr(generator(vlm).generation_config, name, None))
 
     once = all(asked(name) is None for name in _MANY_FORWARDS)
     return once and options["num_beams"] == 1 and asked("use_cache") is not False
@@ -236,31 +253,55 @@ def _is_stepwise(vlm: VLM, options: dict[str, Any]) -> bool:
 class _Tape:
     """The listeners of one recording, and what they heard."""
 
-    def __init__(self, vlm: VLM, input_ids: Tensor, keep: Keep, kept: int = 1) -> None:
-        self._vlm, self._kept = vlm, kept
+    def __init__(
+        self, vlm: VLM, requests: Sequence[Request], batch: Mapping[str, Tensor], keep: Keep, kept: int = 1
+    ) -> None:
+        self._vlm, self._kept, self._rows = vlm, kept, len(requests)
         anatomy = vlm.anatomy
         self._heard: dict[str, list[Tensor]] = {}
-        image = vlm.image_token_id
-        self._positions = [(row == image).nonzero().flatten() for row in input_ids]
+        whole = batch["input_ids"].shape[1] if "input_ids" in batch else 0
+        self._own = [image_positions(vlm, request.inputs) for request in requests]
+        self._positions = (
+            [
+                positions + (max(0, whole - request.inputs["input_ids"].shape[1]) if len(requests) > 1 else 0)
+                for positions, request in zip(self._own, requests, strict=True)
+            ]
+            if whole
+            else self._own
+        )
         size = torch.finfo(vlm.dtype).bits // 8
         longest = max((len(positions) for positions in self._positions), default=0)
         fits = longest * len(anatomy.blocks) * anatomy.width * size <= keep.image_budget
+        # of experts those of a few neurons are computed when they are asked for
+        fits = fits and not any(site.experts for block in anatomy.blocks for site in block.sites)
         self._slices = [_as_slice(positions) for positions in self._positions]
         shapes = [(len(anatomy.blocks), len(positions), anatomy.width) for positions in self._positions]
-        equal = all(block.ffn.width == anatomy.width for block in anatomy.blocks)
+        equal = all(block.width == anatomy.width for block in anatomy.blocks)
         # every number is written over where all FFNs are as wide, so that filling would be a second pass over them
         make = torch.empty if equal else torch.zeros
         self._images = [make(shape, dtype=vlm.dtype) for shape in shapes] if fits else None
-        self.inputs: dict[str, Listener] = {
+        self._inputs: dict[str, Listener] = {
             anatomy.blocks[0].module: self._note("entry"),
-            anatomy.norm.module: self._note("stream"),
+            anatomy.end: self._note("stream"),
         }
-        self.outputs: dict[str, Listener] = {}
+        self._outputs: dict[str, Listener] = {gate.module: self._note_factor(gate) for gate in anatomy.gates}
+        self._inputs |= {norm.module: self._note_statistic(norm) for norm in anatomy.norms}
+        self._mixtures: dict[str, Callable[..., None]] = {}
         for index, block in enumerate(anatomy.blocks):
-            self.inputs[block.ffn.module] = self._note_activations(index)
-            self.outputs |= {write.module: self._note(write.module) for write in block.writes}
-            if keep.gates and block.ffn.gate:
-                self.outputs[block.ffn.gate] = self._note(f"gate {index}")
+            self._outputs |= {write.module: self._note(write.module) for write in block.writes}
+            for site in block.sites:
+                if site.experts is not None:
+                    self._mixtures[site.module] = self._note_experts(site)
+                    continue
+                self._inputs[site.module] = self._note_activations(index, site)
+                if keep.gates and site.gate:
+                    self._outputs[site.gate] = self._note(f"gate {site.module}")
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen while the block runs."""
+        with listening(self._vlm.model, self._inputs, self._outputs), hooked(self._vlm.model, self._mixtures, {}):
+            yield
 
     def clear(self) -> None:
         """Let go of what was heard.
@@ -270,31 +311,66 @@ class _Tape:
         """
         self._heard.clear()
         self._images = None
-        self.inputs, self.outputs = {}, {}
+        self._inputs, self._outputs, self._mixtures = {}, {}, {}
+
+    def _last(self, x: Tensor) -> Float[Tensor, "rows kept width"]:
+        """The positions that are kept; some modules are given batch and positions as one dimension."""
+        if x.dim() == 2:
+            x = x.view(self._rows, -1, x.shape[-1])
+        # a step of generation is kept whole, and a slice of it would cost as much as the copy
+        return x if x.shape[1] == self._kept else x[:, -self._kept :]
 
     def _note(self, key: str) -> Listener:
         heard = self._heard.setdefault(key, [])
-        kept = self._kept
 
         def listener(x: Tensor) -> None:
-            # a step of generation is kept whole, and a slice of it would cost as much as the copy
-            heard.append((x if x.shape[1] == kept else x[:, -kept:]).clone())
+            heard.append(self._last(x).clone())
 
         return listener
 
-    def _note_activations(self, block: int) -> Listener:
-        note = self._note(f"activations {block}")
+    def _note_statistic(self, norm: Norm) -> Listener:
+        heard = self._heard.setdefault(f"statistic {norm.module}", [])
+
+        def listener(x: Tensor) -> None:
+            heard.append(statistic_of(norm, self._last(x))[..., None])
+
+        return listener
+
+    def _note_factor(self, gate: Gate) -> Listener:
+        heard = self._heard.setdefault(f"factor {gate.module}", [])
+
+        def listener(x: Tensor) -> None:
+            heard.append(torch.sigmoid(self._last(x).double()))
+
+        return listener
+
+    def _note_activations(self, block: int, site: WriteSite) -> Listener:
+        note = self._note(f"activations {site.module}")
         prefilled = False
 
         def listener(x: Tensor) -> None:
             nonlocal prefilled
             note(x)
             if self._images is not None and not prefilled:
-                for kept, row, own in zip(self._images, x.detach(), self._slices, strict=True):
-                    kept[block, :, : x.shape[-1]] = row[own]
+                rows = x.detach().view(self._rows, -1, x.shape[-1])
+                for kept, row, own in zip(self._images, rows, self._slices, strict=True):
+                    kept[block, :, site.columns] = row[own]
             prefilled = True
 
         return listener
+
+    def _note_experts(self, site: WriteSite) -> Callable[..., None]:
+        heard = self._heard.setdefault(f"activations {site.module}", [])
+
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            tokens = next(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)).shape[:-1].numel()
+            assert site.experts is not None
+            tokens //= site.experts.count if site.experts.layout == "sorted" else 1
+            positions = torch.arange(tokens).view(self._rows, -1)[:, -self._kept :]
+            z = _activations_at(module, site, args, kwargs, positions.flatten())
+            heard.append(z.view(self._rows, -1, z.shape[-1]))
+
+        return hook
 
     def recordings(
         self,
@@ -307,15 +383,16 @@ class _Tape:
         """One for every row of a batch that emitted so many steps; tokens and logits go up to the row's end token."""
         anatomy = self._vlm.anatomy
         steps = [len(own) for own in tokens]
-        columns = [f"activations {index}" for index in range(len(anatomy.blocks))]
-        gates = [key for index in range(len(anatomy.blocks)) if (key := f"gate {index}") in self._heard]
         writes = [write.module for block in anatomy.blocks for write in block.writes]
-        activations = self._stack(columns, steps, emitted, anatomy.width)
-        gated = self._stack(gates, steps, emitted, anatomy.width) if len(gates) == len(anatomy.blocks) else None
+        activations = self._beside("activations", steps, emitted)
+        hears = all(f"gate {site.module}" in self._heard for block in anatomy.blocks for site in block.sites)
+        gated = self._beside("gate", steps, emitted) if hears else None
         written = self._stack(writes, steps, emitted, anatomy.hidden)
         entry, stream = (self._stack([key], steps, emitted, anatomy.hidden) for key in ("entry", "stream"))
-        image = self._vlm.image_token_id
-        prompts = [request.inputs["input_ids"][0].cpu() for request in requests]
+        statistics = self._stack(
+            [f"statistic {norm.module}" for norm in anatomy.norms], steps, emitted, 1, torch.double
+        )
+        factors = self._stack([f"factor {gate.module}" for gate in anatomy.gates], steps, emitted, 1, torch.double)
         return [
             Recording(
                 request=request,
@@ -326,19 +403,32 @@ class _Tape:
                 log_probabilities=logits[row].log_softmax(-1).gather(1, tokens[row][:, None])[:, 0],
                 entry=entry[row][:, 0],
                 writes=written[row],
+                statistics=statistics[row][..., 0],
+                factors=factors[row][..., 0],
                 stream=stream[row][:, 0],
-                image_positions=(prompts[row] == (-1 if image is None else image)).nonzero().flatten(),
+                image_positions=self._own[row],
                 image_activations=None if self._images is None else self._images[row],
                 forced=forced,
             )
             for row, request in enumerate(requests)
         ]
 
+    def _beside(self, what: str, steps: Sequence[int], emitted: int) -> list[Float[Tensor, "steps blocks width"]]:
+        """What was heard of all write sites, those of a block beside one another."""
+        anatomy = self._vlm.anatomy
+        whole = [torch.zeros(own, len(anatomy.blocks), anatomy.width) for own in steps]
+        for index, block in enumerate(anatomy.blocks):
+            for site in block.sites:
+                heard = self._stack([f"{what} {site.module}"], steps, emitted, site.width)
+                for row, own in zip(whole, heard, strict=True):
+                    row[:, index, site.columns] = own[:, 0]
+        return whole
+
     def _stack(
-        self, keys: Sequence[str], steps: Sequence[int], emitted: int, width: int
+        self, keys: Sequence[str], steps: Sequence[int], emitted: int, width: int, kind: torch.dtype = torch.float32
     ) -> list[Float[Tensor, "steps keys width"]]:
         """What was heard under some keys, for every row its own tensor, so that none keeps the others in memory."""
-        stacked = [torch.zeros(own, len(keys), width) for own in steps]
+        stacked = [torch.zeros(own, len(keys), width, dtype=kind) for own in steps]
         for place, key in enumerate(keys):
             heard = torch.cat(self._heard[key], 1) if self._heard[key] else torch.zeros(len(steps), 0, width)
             if heard.shape[1] != emitted:
@@ -365,7 +455,8 @@ def _generate(
 ) -> Any:  # noqa: ANN401
     # what generate returns depends on its options in a way that types do not tell
     model: Any = vlm.model
-    silent: set[int] = set(options.get("suppress_tokens") or model.generation_config.suppress_tokens or ())
+    settings = generator(vlm).generation_config
+    silent: set[int] = set(options.get("suppress_tokens") or getattr(settings, "suppress_tokens", None) or ())
     if vlm.image_token_id is not None:
         # a generated placeholder would be taken for a part of the picture when the caption is fed again
         silent.add(vlm.image_token_id)
@@ -379,7 +470,7 @@ def _generate(
             return model.generate(
                 **batch,
                 max_new_tokens=max_new_tokens,
-                pad_token_id=_pad_token_id(vlm),
+                **({} if family_of(vlm).end else {"pad_token_id": _pad_token_id(vlm)}),
                 return_dict_in_generate=True,
                 disable_compile=True,
                 **options,
@@ -391,7 +482,7 @@ def _generate(
 
 
 def _pad_token_id(vlm: VLM) -> int:
-    own = getattr(vlm.model.generation_config, "pad_token_id", None)
+    own = getattr(generator(vlm).generation_config, "pad_token_id", None)
     tokenizer = getattr(vlm.processor, "tokenizer", None)
     candidates = [own, getattr(tokenizer, "pad_token_id", None), *_end_ids(vlm), 0]
     return next(candidate for candidate in candidates if candidate is not None)
@@ -404,7 +495,9 @@ def end_token_id(vlm: VLM) -> list[int]:
 
 def _end_ids(vlm: VLM, options: dict[str, Any] | None = None) -> list[int]:
     ends = (options or {}).get("eos_token_id")
-    ends = getattr(vlm.model.generation_config, "eos_token_id", None) if ends is None else ends
+    if (named := family_of(vlm).end) is not None:
+        ends = getattr(vlm.model.config.get_text_config(decoder=True), named)
+    ends = getattr(generator(vlm).generation_config, "eos_token_id", None) if ends is None else ends
     return [] if ends is None else [ends] if isinstance(ends, int) else [int(end) for end in ends]
 
 

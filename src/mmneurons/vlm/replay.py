@@ -1,22 +1,38 @@
-"""Running one step of a recording again, against its keys and values.
+"""Running one step of a recording again, with some neurons at zero.
 
 The emitting position is the last one: nothing that happens there is seen by another position. So what lies before it is
 run once, its keys and values are shared by as many rows as there are variants of that one position, and every row costs
-what one step of generation costs.
+what one step of generation costs. Where a family does not let its cache be shared so, which is seen by its logits, the
+whole sequence is run in every row.
 """
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from inspect import signature
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmneurons.vlm.hooks import Listener, evaluating, listening
+from mmneurons.errors import RecordingError
+from mmneurons.vlm.anatomy import Norm, WriteSite
+from mmneurons.vlm.decoding import forced_inputs
+from mmneurons.vlm.hooks import Listener, evaluating, hooked, listening
 from mmneurons.vlm.model import VLM
+from mmneurons.vlm.paths import gain_of, statistic_of
 from mmneurons.vlm.recording import Recording
+from mmneurons.vlm.sites import columns as columns_of
+from mmneurons.vlm.sites import expert_activations
 
-__all__ = ["logits_without", "streams_without"]
+__all__ = ["drop", "logits_without", "streams_without"]
+
+Places = Sequence[tuple[int, int, int]]
+"""Row, and block and column of a neuron."""
+
+_CLOSE = 1e-3
+"""How far logits of a replay may be from those of the recording, over the largest of them; 8 roundings in half precision."""
 
 
 def streams_without(
@@ -24,22 +40,36 @@ def streams_without(
 ) -> Float[Tensor, "rows hidden"]:
     """The stream before the final norm: row 0 as it is, every other row with one unit of one block at zero.
 
-    Later writes are held at what row 0 wrote, so that the stream changes by what the unit wrote and by nothing else.
+    Later writes, gates and the statistics of norms on the way are held at those of row 0, so that the stream changes by
+    what the unit wrote and by nothing else.
     """
     anatomy = vlm.anatomy
     found: dict[str, Tensor] = {}
+    sites = {site.module: site for block in anatomy.blocks for site in block.sites}
+    rows = len(columns) + 1
 
-    def hold(x: Tensor) -> Tensor:
-        return x[:1].expand_as(x)
+    def hold(name: str) -> Listener:
+        site = sites.get(name)
+        # experts of some families give a row for every expert and token
+        groups = site.experts.count if site and site.experts and site.experts.layout == "sorted" else 1
+
+        def listener(x: Tensor) -> Tensor:
+            return x.view(groups, rows, -1, x.shape[-1])[:, :1].expand(-1, rows, -1, -1).reshape(x.shape)
+
+        return listener
 
     def keep(x: Tensor) -> None:
         found["stream"] = x[:, -1].detach().double().cpu()
 
+    dropped = {site.module for site in anatomy.blocks[index].sites}
     later = [write.module for block in anatomy.blocks[index + 1 :] for write in block.writes]
-    later += [block.ffn.module for block in anatomy.blocks[index + 1 :]]
-    rows = torch.arange(1, len(columns) + 1)
-    inputs = {anatomy.blocks[index].ffn.module: _drop(rows, columns), anatomy.norm.module: keep}
-    _replay(vlm, recording, step, len(columns) + 1, inputs, {name: hold for name in later})
+    later += [site.module for block in anatomy.blocks[index + 1 :] for site in block.sites]
+    # what the block writes behind its FFN reads the stream that has changed (Gemma 4's per-layer inputs)
+    later += [write.module for write in anatomy.blocks[index].writes]
+    held = {name: hold(name) for name in (*later, *(gate.module for gate in anatomy.gates)) if name not in dropped}
+    places = [(row, index, int(column)) for row, column in enumerate(columns, 1)]
+    frozen = {norm.module: _freeze(vlm.model, norm, rows) for norm in anatomy.norms}
+    _replay(vlm, recording, step, rows, places, {anatomy.end: keep}, held, frozen)
     return found["stream"]
 
 
@@ -57,24 +87,87 @@ def logits_without(
         step: whose logits.
         sets: block and column of the neurons of each set; all sets are run at once, each with its own copy of the keys
             and values.
+
+    Raises:
+        RecordingError: row 0 is not what was recorded.
     """
-    places = [(block, row, column) for row, group in enumerate(sets, 1) for block, column in group]
-    inputs: dict[str, Listener] = {}
-    for index in {block for block, _, _ in places}:
-        rows, columns = zip(*((row, column) for block, row, column in places if block == index))
-        inputs[vlm.anatomy.blocks[index].ffn.module] = _drop(torch.tensor(rows), torch.tensor(columns))
-    return _replay(vlm, recording, step, len(sets) + 1, inputs, {})
+    places = [(row, block, column) for row, group in enumerate(sets, 1) for block, column in group]
+    return _replay(vlm, recording, step, len(sets) + 1, places, {}, {}, {})
 
 
-def _drop(rows: Int[Tensor, "units"], columns: Int[Tensor, "units"]) -> Listener:
-    """Put units to zero at the last position, each in its row."""
+def drop(vlm: VLM, places: Places, rows: int, where: slice) -> tuple[dict[str, Callable], dict[str, Callable]]:
+    """Hooks that hold units at zero, each in its row, at the positions of ``where``: before modules, and after them.
 
-    def listener(z: Tensor) -> Tensor:
-        z = z.clone()
-        z[rows.to(z.device), -1, columns.to(z.device)] = 0
-        return z
+    A unit of a dense FFN is put to zero where its write site is given it; of what experts gave its share is taken away.
 
-    return listener
+    Args:
+        vlm: the model.
+        places: row, block and column of every unit; row -1 stands for all rows.
+        rows: how many rows the batch has; 0 where it may have any number.
+        where: at which positions.
+    """
+    before: dict[str, Callable] = {}
+    after: dict[str, Callable] = {}
+    grouped: dict[str, tuple[WriteSite, list[tuple[int, int]]]] = {}
+    for row, block, column in places:
+        site = vlm.anatomy.site(block, column)
+        grouped.setdefault(site.module, (site, []))[1].append((row, column - site.start))
+    for name, (site, units) in grouped.items():
+        if site.experts is None:
+            before[name] = _zero(units, rows, where)
+        else:
+            after[name] = _take_away(vlm.model, site, units, rows, where)
+    return before, after
+
+
+def _zero(units: Sequence[tuple[int, int]], rows: int, where: slice) -> Callable:
+    def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        z = args[0].clone()
+        batched = z.view(rows, -1, z.shape[-1]) if z.dim() == 2 and rows else z[None] if z.dim() == 2 else z
+        for row in {row for row, _ in units}:
+            own = torch.tensor([unit for other, unit in units if other == row], device=z.device)
+            batched[slice(None) if row < 0 else slice(row, row + 1), where, own] = 0
+        return (z, *args[1:]), kwargs
+
+    return hook
+
+
+def _take_away(
+    model: nn.Module, site: WriteSite, units: Sequence[tuple[int, int]], rows: int, where: slice
+) -> Callable:
+    vectors = columns_of(model, site, [unit for _, unit in units])
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
+        assert site.experts is not None
+        sorted_ = site.experts.layout == "sorted"
+        # one row of several for every token is enough to take the share from
+        tokens = output.view(site.experts.count, -1, output.shape[-1])[0] if sorted_ else output
+        tokens = tokens.view(rows or 1, -1, output.shape[-1])
+        places = torch.arange(tokens.shape[0] * tokens.shape[1]).view(tokens.shape[:2])
+        changed = output.clone()
+        for (row, unit), vector in zip(units, vectors, strict=True):
+            at = places[slice(None) if row < 0 else slice(row, row + 1), where].flatten()
+            z = expert_activations(module, site, given, at)[:, unit]
+            changed[at.to(changed.device)] -= (z[:, None] * vector.to(z)).to(changed)
+        return changed
+
+    return hook
+
+
+def _freeze(model: nn.Module, norm: Norm, rows: int) -> Callable:
+    """Hold a norm's statistic at that of row 0."""
+
+    def hook(_module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        x = (args[0] if args else next(iter(kwargs.values()))).reshape(rows, -1, output.shape[-1])
+        off = (x - x[:1]).float()
+        if norm.kind == "layer":
+            off = off - off.mean(-1, keepdim=True)
+        off = off * statistic_of(norm, x[:1])[..., None].to(off) * gain_of(model, norm).to(off)
+        first = output.reshape(rows, -1, output.shape[-1])[:1]
+        return (first + off.to(first)).reshape(output.shape)
+
+    return hook
 
 
 def _replay(
@@ -82,25 +175,68 @@ def _replay(
     recording: Recording,
     step: int,
     rows: int,
+    places: Places,
     inputs: Mapping[str, Listener],
     outputs: Mapping[str, Listener],
+    frozen: Mapping[str, Callable],
 ) -> Float[Tensor, "rows vocabulary"]:
     """Run the emitting position of a step in several rows that share what came before; return its logits."""
-    prompt = recording.inputs["input_ids"]
-    tokens = torch.cat([prompt, recording.token_ids[None, :step].to(prompt)], 1)
+    before, after = drop(vlm, places, rows, slice(-1, None))
+    said = forced_inputs(vlm, recording.inputs, recording.token_ids[: step + 1].tolist())
+    expected = recording.logits[step]
+
+    def listened() -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(hooked(vlm.model, before, after))
+        stack.enter_context(hooked(vlm.model, {}, frozen))
+        stack.enter_context(listening(vlm.model, inputs, outputs))
+        return stack
+
+    with evaluating(vlm.model):
+        for run in (_cached, _whole):
+            logits = run(vlm, said, rows, listened)
+            if logits is not None and _agrees(vlm, logits[0], expected):
+                return logits
+    raise RecordingError(
+        "Running a step again did not give the logits that were recorded. Were weights or modules changed since? Find "
+        "again."
+    )
+
+
+def _cached(vlm: VLM, said: dict[str, Tensor], rows: int, listened: Callable[[], ExitStack]) -> Tensor | None:
+    """Only the last position in several rows; None where the family does not go on from a cache like that."""
+    if vlm.is_encoder_decoder or "input_ids" not in said or said["input_ids"].shape[1] < 2:
+        return None
+    tokens = said["input_ids"]
     length = tokens.shape[1]
-    before = {**recording.inputs, "input_ids": tokens[:, :-1], "attention_mask": torch.ones_like(tokens[:, :-1])}
-    for name in ("token_type_ids", "mm_token_type_ids"):
-        if name in before:
-            kinds = torch.nn.functional.pad(before[name], (0, step))
-            before[name] = kinds[:, :-1]
+    first = {name: value[:, :-1] if _per_token(value, length) else value for name, value in said.items()}
     # the head over a whole prompt is a fifth of the work, where a model lets one leave it out
     few = {"logits_to_keep": 1} if "logits_to_keep" in signature(vlm.model.forward).parameters else {}
-    with evaluating(vlm.model):
-        cache = vlm.model(**before, use_cache=True, **few).past_key_values
+    try:
+        cache = vlm.model(**first, use_cache=True, **few).past_key_values
         cache.batch_repeat_interleave(rows)
         mask = torch.ones(rows, length, dtype=torch.long, device=tokens.device)
-        last = tokens[:, -1:].expand(rows, -1)
-        with listening(vlm.model, inputs, outputs):
-            output = vlm.model(input_ids=last, attention_mask=mask, past_key_values=cache, use_cache=True)
+        with listened():
+            output = vlm.model(
+                input_ids=tokens[:, -1:].expand(rows, -1), attention_mask=mask, past_key_values=cache, use_cache=True
+            )
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        # a family that cannot be run like that; the whole sequence is run instead, and an error there is told
+        return None
     return output.logits[:, -1].float().cpu()
+
+
+def _whole(vlm: VLM, said: dict[str, Tensor], rows: int, listened: Callable[[], ExitStack]) -> Tensor:
+    repeated = {name: torch.cat([value] * rows) for name, value in said.items()}
+    with listened():
+        return vlm.model(**repeated, use_cache=False).logits[:, -1].float().cpu()
+
+
+def _per_token(value: Tensor, length: int) -> bool:
+    return value.dim() == 2 and value.shape[1] == length and not value.is_floating_point()
+
+
+def _agrees(vlm: VLM, seen: Tensor, expected: Tensor) -> bool:
+    said = expected > torch.finfo(torch.float16).min
+    bound = max(_CLOSE, 8 * torch.finfo(vlm.dtype).eps) * float(expected[said].abs().max().clamp_min(1))
+    return bool((seen[said] - expected[said]).abs().max() <= bound)

@@ -16,10 +16,24 @@ class Family:
     Attributes:
         name: its ``model_type`` in transformers.
         layout: where its image tokens lie on what the image processor returns.
+        head: the dotted name of the output head, where the model does not tell.
+        generator: the dotted name of the part whose ``generate`` does the work, where it is not the model itself.
+        image_tokens: where the decoder has image tokens: "placeholders" among the ids, "none" (the picture is seen by
+            cross-attention alone), or the name of the input that marks them.
+        unread: how many tokens at the end of the prompt ``generate`` leaves out.
+        said_type: what ``token_type_ids`` holds for a generated token.
+        end: which setting of the text configuration names the token that ends an answer, where ``generate`` takes that
+            and not the generation settings.
     """
 
     name: str
-    layout: Callable[[Processed], TokenLayout]
+    layout: Callable[[Processed], TokenLayout] | None = None
+    head: str | None = None
+    generator: str | None = None
+    image_tokens: str = "placeholders"
+    unread: int = 0
+    said_type: int = 0
+    end: str | None = None
 
 
 FAMILIES = {
@@ -29,5 +43,20 @@ FAMILIES = {
         Family("vipllava", llava.layout),
         Family("llava_next", llava_next.layout),
         Family("llava_onevision", llava_onevision.layout),
+        Family(
+            "blip",
+            head="text_decoder.cls.predictions.decoder",
+            generator="text_decoder",
+            image_tokens="none",
+            unread=1,
+            end="sep_token_id",
+        ),
+        Family("paligemma", said_type=1),
+        Family("blip-2", generator="language_model"),
+        Family("instructblip", generator="language_model"),
+        Family("kosmos-2", generator="text_model", image_tokens="image_embeds_position_mask"),
+        Family("mllama", image_tokens="none"),
+        Family("idefics", image_tokens="none"),
+        Family("git", image_tokens="none"),
     )
 }

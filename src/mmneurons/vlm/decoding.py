@@ -1,0 +1,102 @@
+"""What a family's way of decoding asks for: where its prompt goes, how it is gone on with, where its image tokens are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mmneurons.errors import RecordingError
+from mmneurons.vlm.families import FAMILIES, Family
+from mmneurons.vlm.model import VLM
+
+__all__ = ["PER_TOKEN", "decoder_start", "family_of", "forced_inputs", "generator", "image_positions", "prompt_length"]
+
+PER_TOKEN: Mapping[str, int | None] = {
+    "input_ids": 0,
+    "attention_mask": 1,
+    "token_type_ids": 0,
+    "mm_token_type_ids": 0,
+    "image_embeds_position_mask": 0,
+    "cross_attention_mask": None,
+    "image_attention_mask": None,
+}
+"""Tensors with a place for every token of the prompt, and what they hold for a generated one; None: what the last has."""
+
+
+def family_of(vlm: VLM) -> Family:
+    """What is known of the model's family beyond the general rule."""
+    return FAMILIES.get(vlm.model.config.model_type, Family(vlm.model.config.model_type))
+
+
+def generator(vlm: VLM) -> PreTrainedModel:
+    """The part of the model whose ``generate`` does the work, and whose generation settings count."""
+    name = family_of(vlm).generator
+    part = vlm.model if name is None else vlm.model.get_submodule(name)
+    assert isinstance(part, PreTrainedModel)
+    return part
+
+
+def decoder_start(vlm: VLM) -> list[int]:
+    """What an encoder-decoder's decoder begins with; empty for other models.
+
+    Raises:
+        RecordingError: the model does not say.
+    """
+    if not vlm.is_encoder_decoder:
+        return []
+    config = vlm.model.config
+    for holder in (generator(vlm).generation_config, config.get_text_config(decoder=True), config):
+        for key in ("decoder_start_token_id", "bos_token_id"):
+            if isinstance(getattr(holder, key, None), int):
+                return [getattr(holder, key)]
+    raise RecordingError(f"{type(vlm.model).__name__} does not say with which token its decoder begins.")
+
+
+def prompt_length(vlm: VLM, inputs: Mapping[str, Tensor]) -> int:
+    """How many tokens of a sequence that ``generate`` returns are the prompt's."""
+    if vlm.is_encoder_decoder:
+        return len(decoder_start(vlm))
+    return inputs["input_ids"].shape[1] - family_of(vlm).unread
+
+
+def forced_inputs(vlm: VLM, inputs: Mapping[str, Tensor], token_ids: Sequence[int]) -> dict[str, Tensor]:
+    """What a forward gets so that it says ``token_ids``: its last ``len(token_ids)`` positions emit them.
+
+    Args:
+        vlm: the model.
+        inputs: a batch of one without padding.
+        token_ids: what is said; the last one is not fed.
+    """
+    said = torch.tensor([list(token_ids[:-1])], dtype=torch.long, device=vlm.device)
+    if vlm.is_encoder_decoder:
+        start = torch.tensor([decoder_start(vlm)], device=vlm.device)
+        return {**inputs, "decoder_input_ids": torch.cat([start, said], 1)}
+    unread = family_of(vlm).unread
+    prompt = inputs["input_ids"].shape[1]
+    length = prompt - unread + said.shape[1]
+    fed = dict(inputs)
+    for name, value in inputs.items():
+        if name not in PER_TOKEN or value.dim() < 2 or value.shape[1] != prompt:
+            continue
+        value = value[:, : prompt - unread]
+        filling = family_of(vlm).said_type if name == "token_type_ids" else PER_TOKEN[name]
+        more = value[:, -1:] if filling is None else torch.full_like(value[:, -1:], filling)
+        fed[name] = torch.cat([value, more.expand(-1, length - value.shape[1], *value.shape[2:])], 1)
+    fed["input_ids"] = torch.cat([fed["input_ids"][:, : prompt - unread], said.to(fed["input_ids"])], 1)
+    fed["attention_mask"] = torch.ones_like(fed["input_ids"])
+    return fed
+
+
+def image_positions(vlm: VLM, inputs: Mapping[str, Tensor]) -> Int[Tensor, "image"]:
+    """Where the picture's tokens lie among the decoder's positions, for a batch of one; empty where it has none."""
+    where = family_of(vlm).image_tokens
+    if vlm.is_encoder_decoder or where == "none" or "input_ids" not in inputs:
+        return torch.zeros(0, dtype=torch.long)
+    if where in inputs:
+        return inputs[where][0].nonzero().flatten().cpu()
+    image = vlm.image_token_id
+    return (inputs["input_ids"][0] == (-1 if image is None else image)).nonzero().flatten().cpu()

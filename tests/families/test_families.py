@@ -1,0 +1,94 @@
+"""Every family that is claimed, on a tiny random model: what is said of it holds there, measured in other ways."""
+
+import pytest
+import torch
+
+import mmneurons as mmn
+from helpers.families import FAMILIES
+from mmneurons.exactness import check_block, completeness_at
+from mmneurons.finders import Contribution, Target
+
+pytestmark = pytest.mark.families
+
+STEPS = 5
+NEURONS = 4
+"""Of every block and site."""
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def case(request):
+    made = FAMILIES[request.param]()
+    with torch.no_grad():
+        made.model.generate(**made.inputs, max_new_tokens=2)
+    # some families set up hooks of their own when they first run
+    made.hooks = hooks(made.model)
+    return made, mmn.wrap(made.model, inputs=None if made.text else made.inputs)
+
+
+def hooks(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.fixture(scope="module")
+def recording(case):
+    made, vlm = case
+    return mmn.record(vlm, inputs=made.inputs, max_new_tokens=STEPS)
+
+
+def test_what_is_recorded_is_what_generate_gives(case, recording):
+    made, vlm = case
+    with torch.no_grad():
+        plain = made.model.generate(
+            **made.inputs, max_new_tokens=STEPS, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+    silenced = recording.token_ids.tolist()
+    logits = torch.stack([step[0] for step in plain.logits]).float()
+    same = plain.sequences[0, -len(plain.logits) :].tolist() == silenced
+    if same:
+        assert torch.equal(recording.logits, logits)
+    else:  # a placeholder is never said
+        assert vlm.image_token_id in plain.sequences[0].tolist()
+    assert len(recording) == STEPS
+
+
+@pytest.mark.parametrize("against", [None, "vocabulary", "distribution"])
+def test_shares_add_up_to_the_logit(case, recording, against):
+    _, vlm = case
+    for step, token in enumerate(recording.token_ids.tolist()):
+        assert completeness_at(vlm, recording, Target(step, token), against).error < 1e-4
+        assert completeness_at(vlm, recording, Target(step, 17), against).error < 1e-4
+
+
+def test_scores_are_what_the_logit_loses_without_a_neuron(case, recording):
+    _, vlm = case
+    target = Target(2, int(recording.token_ids[2]))
+    (scores,) = Contribution(against=None)(vlm, recording, [target])
+    generator = torch.Generator().manual_seed(0)
+    for index, block in enumerate(vlm.anatomy.blocks):
+        drawn = []
+        for site in block.sites:
+            alive = recording.activations[2, index, site.columns].nonzero().flatten()
+            assert len(alive) >= NEURONS
+            drawn += (site.start + alive[torch.randperm(len(alive), generator=generator)[:NEURONS]]).tolist()
+        check = check_block(vlm, recording, target, [(index, column) for column in drawn], scores.values)
+        assert check.error < 1e-4
+        assert (check.measured - check.claimed).abs().max() < 0.02 * check.measured.abs().max()
+
+
+def test_a_forward_without_a_cache_sees_the_same(case, recording):
+    from mmneurons.vlm.recording import record_forced
+
+    _, vlm = case
+    forced = record_forced(vlm, recording.request, recording.token_ids.tolist())
+    for name in ("activations", "logits", "entry", "writes", "statistics", "factors", "stream"):
+        one, other = getattr(recording, name), getattr(forced, name)
+        torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-3 * float(one.abs().max()) if one.numel() else 1)
+
+
+def test_nothing_is_left_behind(case, recording):
+    made, vlm = case
+    again = mmn.record(vlm, inputs=made.inputs, max_new_tokens=STEPS)
+    assert torch.equal(again.logits, recording.logits)
+    assert hooks(made.model) == made.hooks
+    assert all(weight.grad is None for weight in made.model.parameters())
+    assert torch.is_grad_enabled()
