@@ -47,7 +47,7 @@ def read_by(by: PromotedBy) -> Reading:
 def read_without_gain(vlm: mmn.VLM, vectors: torch.Tensor) -> list[tuple[str, ...]]:
     """What a vector promotes by its own cosine with centred unembeddings, the final norm's gain left out."""
     head = readout(vlm)
-    if head.centered:
+    if head.norm is None or head.norm.kind == "layer":
         raise ValueError("the gain of a LayerNorm cannot be divided out before the mean is taken away")
     return promoted_tokens(vlm, vectors / head.gain, PROMOTED)
 

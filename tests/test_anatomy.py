@@ -16,7 +16,9 @@ from transformers import (
 import mmneurons as mmn
 from helpers import tiny
 from mmneurons.errors import AnatomyError
-from mmneurons.vlm.anatomy import Anatomy, find_anatomy
+from mmneurons.vlm.anatomy import Anatomy, Path
+from mmneurons.vlm.discovery import find_anatomy
+from mmneurons.vlm.sites import bias
 
 SMALL = {
     "vocab_size": 64,
@@ -43,12 +45,13 @@ def llava_over(text_config) -> LlavaForConditionalGeneration:
 @pytest.mark.parametrize("backbone", tiny.BACKBONES)
 def test_the_parts_of_a_llava(backbone):
     model, _ = tiny.tiny_llava(backbone, layers=4)
-    anatomy = find_anatomy(model)
-    assert [block.ffn.module for block in anatomy.blocks] == [
+    anatomy = mmn.wrap(model).anatomy
+    assert [site.module for block in anatomy.blocks for site in block.sites] == [
         f"model.language_model.layers.{i}.mlp.down_proj" for i in range(4)
     ]
-    assert anatomy.blocks[2].writes[0].module == "model.language_model.layers.2.self_attn"
-    assert anatomy.blocks[1].ffn.gate == "model.language_model.layers.1.mlp.act_fn"
+    assert [write.module for write in anatomy.blocks[2].writes] == ["model.language_model.layers.2.self_attn.o_proj"]
+    assert anatomy.blocks[1].sites[0].gate == "model.language_model.layers.1.mlp.act_fn"
+    assert {path for path in anatomy.paths} | {anatomy.entry} == {Path()}
     assert (anatomy.norm.module, anatomy.norm.kind) == ("model.language_model.norm", "rms")
     assert anatomy.head.module == "lm_head"
     assert (anatomy.hidden, anatomy.width) == (64, 112)
@@ -57,53 +60,78 @@ def test_the_parts_of_a_llava(backbone):
 def test_a_constant_residual_multiplier_is_measured():
     vlm = mmn.wrap(llava_over(GraniteConfig(**SMALL, residual_multiplier=0.22)))
     for block in vlm.anatomy.blocks:
-        assert block.ffn.gain == pytest.approx(0.22, abs=1e-5)
-        assert block.writes[0].gain == pytest.approx(0.22, abs=1e-5)
-    assert vlm.anatomy.entry_gain == 1.0
+        assert block.sites[0].path.gain == pytest.approx(0.22, abs=1e-5)
+        assert block.writes[0].path.gain == pytest.approx(0.22, abs=1e-5)
+    assert vlm.anatomy.entry == Path()
 
 
 def test_a_layer_norm_with_biases_and_a_parallel_block_without_a_gate():
     config = dict(SMALL, num_key_value_heads=4)
     vlm = mmn.wrap(llava_over(PhiConfig(**config)))
     assert vlm.anatomy.norm.kind == "layer"
-    assert vlm.anatomy.blocks[0].ffn.module.endswith("mlp.fc2")
-    assert vlm.anatomy.blocks[0].ffn.gate is None
-    assert vlm.anatomy.blocks[0].ffn.bias(vlm.model) is not None
+    (site,) = vlm.anatomy.blocks[0].sites
+    assert site.module.endswith("mlp.fc2")
+    assert site.gate is None
+    assert bias(vlm.model, site) is not None
 
 
 def test_a_fused_gate_is_a_gate():
     anatomy = find_anatomy(llava_over(Phi3Config(**SMALL)))
-    assert anatomy.blocks[0].ffn.gate == "model.language_model.layers.0.mlp.activation_fn"
+    assert anatomy.blocks[0].sites[0].gate == "model.language_model.layers.0.mlp.activation_fn"
 
 
-def test_a_norm_after_the_ffn_is_refused():
-    model = llava_over(Gemma2Config(**SMALL, head_dim=8))
-    with pytest.raises(AnatomyError, match=r"does not arrive at the final norm times a constant"):
-        mmn.wrap(model)
+def test_a_norm_after_the_ffn_is_on_the_path():
+    anatomy = mmn.wrap(llava_over(Gemma2Config(**SMALL, head_dim=8))).anatomy
+    for index, block in enumerate(anatomy.blocks):
+        (norm,) = block.sites[0].path.norms
+        assert norm.module == f"model.language_model.layers.{index}.post_feedforward_layernorm"
+        assert (norm.kind, norm.offset, block.sites[0].path.gain) == ("rms", 1.0, 1.0)
 
 
-def test_a_mixture_of_experts_is_refused():
+def test_neurons_of_experts_have_names_of_their_own():
+    config = MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)
+    anatomy = mmn.wrap(llava_over(config)).anatomy
+    assert (anatomy.width, anatomy.neurons) == (4 * 48, 2 * 4 * 48)
+    assert anatomy.name(1, 2 * 48 + 5) == "L1.e2.u5"
+    assert anatomy.parse("L1.e2.u5") == (1, 2 * 48 + 5)
+    for wrong in ("L1.u5", "L1.e4.u0", "L1.e0.u48", "L2.e0.u0", "L1.e0"):
+        with pytest.raises(AnatomyError):
+            anatomy.parse(wrong)
+
+
+@pytest.mark.parametrize("change", ["bias", "class"])
+def test_experts_of_a_kind_that_is_not_known_are_refused(change):
     model = llava_over(MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2))
-    with pytest.raises(AnatomyError, match="mixture of experts"):
+    experts = model.model.language_model.layers[1].mlp.experts
+    if change == "bias":
+        experts.has_bias = True
+    else:
+
+        class JetMoeExperts(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.down_proj = experts.down_proj
+
+        model.model.language_model.layers[1].mlp.experts = JetMoeExperts()
+    with pytest.raises(AnatomyError, match="not supported"):
         mmn.wrap(model)
 
 
-def altered(anatomy: Anatomy, **changes) -> Anatomy:
+def altered(anatomy: Anatomy, module: str) -> Anatomy:
+    """With another module for the write site of block 0."""
     first, *rest = anatomy.blocks
-    return replace(anatomy, blocks=(replace(first, **changes), *rest))
+    return replace(anatomy, blocks=(replace(first, sites=(replace(first.sites[0], module=module),)), *rest))
 
 
 def test_a_stated_anatomy_is_measured_too():
     model, processor = tiny.tiny_llava()
-    anatomy = find_anatomy(model)
+    found = find_anatomy(model)
+    anatomy = mmn.wrap(model, processor).anatomy
+    assert mmn.wrap(model, processor, anatomy=found).anatomy == anatomy
     assert mmn.wrap(model, processor, anatomy=anatomy).anatomy == anatomy
 
-    without_attention = altered(anatomy, writes=())
-    with pytest.raises(AnatomyError, match=r"does not arrive|is not the sum"):
-        mmn.wrap(model, processor, anatomy=without_attention)
-
-    wrong_site = altered(anatomy, ffn=replace(anatomy.blocks[0].ffn, module=anatomy.blocks[1].ffn.module))
-    with pytest.raises(AnatomyError):
+    wrong_site = altered(anatomy, "model.language_model.layers.0.mlp.up_proj")
+    with pytest.raises(AnatomyError, match="not a plain"):
         mmn.wrap(model, processor, anatomy=wrong_site)
 
     with pytest.raises(AnatomyError, match="does not norm as"):
@@ -111,7 +139,7 @@ def test_a_stated_anatomy_is_measured_too():
 
     unused = next(name for name, _ in model.named_modules() if name.endswith("encoder.layers.0.mlp.fc2"))
     with pytest.raises(AnatomyError, match="never ran"):
-        mmn.wrap(model, processor, anatomy=altered(anatomy, ffn=replace(anatomy.blocks[0].ffn, module=unused)))
+        mmn.wrap(model, processor, anatomy=altered(anatomy, unused))
 
 
 def test_what_lies_between_the_block_and_the_norm_is_followed():
@@ -120,8 +148,8 @@ def test_what_lies_between_the_block_and_the_norm_is_followed():
     layer = model.model.language_model.layers[1]
     layer.register_forward_hook(lambda module, args, output: output * 0.5)
     vlm = mmn.wrap(model, processor)
-    assert [block.ffn.gain for block in vlm.anatomy.blocks] == pytest.approx([0.5, 0.5, 1.0], abs=1e-6)
-    assert vlm.anatomy.entry_gain == pytest.approx(0.5, abs=1e-6)
+    assert [block.sites[0].path.gain for block in vlm.anatomy.blocks] == pytest.approx([0.5, 0.5, 1.0], abs=1e-6)
+    assert vlm.anatomy.entry.gain == pytest.approx(0.5, abs=1e-6)
 
 
 def test_a_stream_that_something_unrecorded_writes_into_is_refused():

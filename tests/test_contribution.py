@@ -173,7 +173,7 @@ def test_other_language_models_are_exact_too(config, against):
     if against is None:
         assert complete.expected == pytest.approx(float(logits[checked.token]), rel=1e-4)
     (scores,) = Contribution(against)(vlm, recording, [checked])
-    neurons = [(0, column) for column in range(vlm.anatomy.blocks[0].ffn.width)]
+    neurons = [(0, column) for column in range(vlm.anatomy.blocks[0].width)]
     assert check_block(vlm, recording, checked, neurons, scores.values, against).error < 1e-5
 
 

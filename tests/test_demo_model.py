@@ -6,6 +6,7 @@ import torch
 import mmneurons as mmn
 from mmneurons.exactness import check_block, completeness_at
 from mmneurons.finders import Contribution, Target
+from mmneurons.vlm.sites import weight as weight_of
 
 pytestmark = pytest.mark.demo
 
@@ -76,7 +77,7 @@ def test_find_edit_find_undo_find(demo):
     before = mmn.find(demo, picture)
     part = before.parts[0]
     block, column = part.neurons(1)[0]
-    weight = demo.anatomy.blocks[block].ffn.weight(demo.model)
+    weight = weight_of(demo.model, demo.anatomy.blocks[block].sites[0])
     kept = weight[:, column].detach().clone()
     try:
         with torch.no_grad():

@@ -16,6 +16,7 @@ from mmneurons import diagnosis
 from mmneurons.diagnosis import diagnose
 from mmneurons.errors import NounPipelineMissingError, PictureError, RecordingError
 from mmneurons.finders import Contribution
+from mmneurons.vlm.sites import weight
 from test_anatomy import SMALL, llava_over
 
 
@@ -96,10 +97,11 @@ def test_a_bundled_picture_is_the_default(llava):
 def test_gains_that_are_not_one_are_shown():
     found = diagnose(mmn.wrap(llava_over(GraniteConfig(**SMALL, residual_multiplier=0.22))))
     assert found.ok
-    assert "L0–L1 mlp.down_proj, 48 neurons, gain 0.22; gate mlp.act_fn; also writes: self_attn gain 0.22" in text(
-        found
+    described = "L0–L1 mlp.down_proj, 48 neurons, gain 0.22; gate mlp.act_fn; also writes: self_attn.o_proj gain 0.22"
+    assert described in text(found)
+    assert [block["sites"][0]["path"]["gain"] for block in found.to_dict()["blocks"]] == pytest.approx(
+        [0.22, 0.22], abs=1e-5
     )
-    assert [block["ffn"]["gain"] for block in found.to_dict()["blocks"]] == pytest.approx([0.22, 0.22], abs=1e-5)
 
 
 def test_without_a_processor_text_is_tested_and_pictures_are_refused(picture):
@@ -138,13 +140,13 @@ def break_the_stream(vlm):
 
 
 def break_a_write_site(vlm):
-    site = vlm.model.get_submodule(vlm.anatomy.blocks[1].ffn.module)
+    site = vlm.model.get_submodule(vlm.anatomy.blocks[1].sites[0].module)
     site.register_forward_hook(lambda module, args, output: output * 1.01)
 
 
 def break_a_weight(vlm):
     with torch.no_grad():
-        vlm.anatomy.blocks[1].ffn.weight(vlm.model)[3, 5] = float("nan")
+        weight(vlm.model, vlm.anatomy.blocks[1].sites[0])[3, 5] = float("nan")
 
 
 @pytest.mark.parametrize("breaking", [break_the_stream, break_a_write_site, break_a_weight])
@@ -339,7 +341,9 @@ def test_to_dict_is_json_that_says_the_same(vlm, picture):
     data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert data["ok"] is True
     assert data["model"]["parameters"] == found.model.parameters
-    assert [block["ffn"]["module"] for block in data["blocks"]] == [block.ffn.module for block in vlm.anatomy.blocks]
+    assert [block["sites"][0]["module"] for block in data["blocks"]] == [
+        block.sites[0].module for block in vlm.anatomy.blocks
+    ]
     assert data["norm"]["eps"] == vlm.anatomy.norm.eps
     assert [check["error"] for check in data["checks"]] == [check.error for check in found.checks]
     assert {remark["works"] for remark in data["remarks"]} <= {"yes", "partly", "no"}

@@ -84,7 +84,7 @@ def test_as_many_as_there_are_and_no_more(dog, unchecked):
 def test_frames_and_files(dog, tmp_path):
     table = dog.top(4)
     frame = table.to_polars()
-    assert frame.columns == ["rank", "neuron", "layer", "unit", "score", "share", "activation", "promotes"]
+    assert frame.columns == ["rank", "neuron", "layer", "expert", "unit", "score", "share", "activation", "promotes"]
     assert frame["promotes"].to_list() == [list(row.promotes) for row in table]
     table.to_parquet(tmp_path / "dog.parquet")
     assert polars.read_parquet(tmp_path / "dog.parquet").equals(frame)

@@ -90,7 +90,7 @@ def test_two_threads(vlm):
 
 def test_a_write_site_that_was_changed_after_loading(vlm):
     """As an adapter does that is put on, or trained, later."""
-    site = vlm.model.get_submodule(vlm.anatomy.blocks[1].ffn.module)
+    site = vlm.model.get_submodule(vlm.anatomy.blocks[1].sites[0].module)
     site.register_forward_hook(lambda _module, _args, output: output * 2)
     try:
         word = mmn.find(vlm, picture(), words=[], max_new_tokens=2).at(0)
@@ -102,7 +102,7 @@ def test_a_write_site_that_was_changed_after_loading(vlm):
 def test_weights_changed_between_finding_and_scoring_a_step(vlm):
     found = mmn.find(vlm, picture(), words=[], max_new_tokens=2)
     with torch.no_grad():
-        vlm.model.get_submodule(vlm.anatomy.blocks[1].ffn.module).weight.mul_(3)
+        vlm.model.get_submodule(vlm.anatomy.blocks[1].sites[0].module).weight.mul_(3)
     try:
         word = found.at(0)
     except MMNeuronsError:

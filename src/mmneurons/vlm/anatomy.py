@@ -1,7 +1,7 @@
 """Where things are in a model: blocks, write sites, the paths of what they write, the final norm and the head.
 
-``mmneurons.vlm.discovery`` finds the parts by the shape of the module tree; ``mmneurons.vlm.measurement`` runs the model
-once and fills in the paths that it saw.
+``mmneurons.vlm.discovery`` finds the parts by the shape of the module tree; ``mmneurons.vlm.measurement`` runs the
+model once and fills in the paths that it saw.
 
 A path is what lies between a write and the final norm. What a block's FFN gives may be normed before it is added (Gemma
 2), the sum may be normed after it (BERT), the stream may be multiplied by a constant (Granite) and a write by a gate

@@ -1,4 +1,4 @@
-"""What a family's way of decoding asks for: where its prompt goes, how it is gone on with, where its image tokens are."""
+"""What a family's way of decoding asks for: how its prompt is gone on with, and where its image tokens are."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PER_TOKEN: Mapping[str, int | None] = {
     "cross_attention_mask": None,
     "image_attention_mask": None,
 }
-"""Tensors with a place for every token of the prompt, and what they hold for a generated one; None: what the last has."""
+"""Tensors with a place for every token of the prompt, and what they hold for a generated one; None: as the last."""
 
 
 def family_of(vlm: VLM) -> Family:
@@ -87,6 +87,9 @@ def forced_inputs(vlm: VLM, inputs: Mapping[str, Tensor], token_ids: Sequence[in
         more = value[:, -1:] if filling is None else torch.full_like(value[:, -1:], filling)
         fed[name] = torch.cat([value, more.expand(-1, length - value.shape[1], *value.shape[2:])], 1)
     fed["input_ids"] = torch.cat([fed["input_ids"][:, : prompt - unread], said.to(fed["input_ids"])], 1)
+    first = family_of(vlm).first
+    if first is not None:
+        fed["input_ids"][:, 0] = getattr(vlm.model.config.get_text_config(decoder=True), first)
     fed["attention_mask"] = torch.ones_like(fed["input_ids"])
     return fed
 

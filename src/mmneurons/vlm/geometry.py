@@ -193,15 +193,17 @@ def _find(processor: ProcessorMixin, config: PreTrainedConfig, size: tuple[int, 
     from mmneurons.vlm.families import FAMILIES
     from mmneurons.vlm.pixel_map import process_chart
 
-    if config.model_type not in FAMILIES:
+    family = FAMILIES.get(config.model_type)
+    if family is None or family.layout is None:
+        known = ", ".join(sorted(name for name, other in FAMILIES.items() if other.layout is not None))
         raise AnatomyError(
             f"How models of type {config.model_type!r} lay out their image tokens is not known, so where the neurons "
-            f"look cannot be shown; everything else works. Known are {', '.join(sorted(FAMILIES))}."
+            f"look cannot be shown; everything else works. Known are {known}."
         )
     chart = process_chart(processor.image_processor, size)
     tiles, _, height, width = chart.tiles.shape
     processed = Processed(config, processor, size, tiles, width, height, tokens)
-    plan = FAMILIES[config.model_type].layout(processed)
+    plan = family.layout(processed)
     if plan.tokens != tokens:
         raise AnatomyError(
             f"A picture of {size[0]} × {size[1]} pixels should be {plan.tokens} image tokens in a model of type "

@@ -94,8 +94,8 @@ def wrap(
         model: a vision-language model of transformers.
         processor: its processor. Without one, pass ``inputs`` to ``find`` and look at steps instead of words.
         anatomy: where the parts are, instead of what the general rule finds. It is measured all the same.
-        inputs: what the model gets for one picture: what it is measured on where it runs on nothing else and there is no
-            processor to make it.
+        inputs: what the model gets for one picture: what it is measured on where it runs on nothing else and there is
+            no processor to make it.
 
     Raises:
         AnatomyError: the neurons were not found, or what was found failed its measurement.

@@ -24,7 +24,7 @@ from mmneurons.vlm.hooks import evaluating, hooked
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.paths import Carried, carry_back, gain_of, shift_of, statistic_of
 from mmneurons.vlm.readout import readout
-from mmneurons.vlm.sites import bias, dtype, expert_activations, expert_outputs, project, weight
+from mmneurons.vlm.sites import bias, dtype, expert_activations, expert_outputs, weight
 
 __all__ = ["measure"]
 
@@ -43,8 +43,8 @@ class _Trace:
         sources: what was cut off, and the stream where it enters block 0, as leaves of the graph.
         normed: what norms were given and gave.
         given: what write sites were given.
-        gave: what write sites gave.
         stream: the stream before the final norm.
+        ended: what the final norm gave.
         logits: what the model gave.
         calls: how often every module ran.
     """
@@ -53,6 +53,7 @@ class _Trace:
     normed: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     given: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
     stream: Tensor | None = None
+    ended: Tensor | None = None
     logits: Tensor | None = None
     calls: Counter[str] = field(default_factory=Counter)
     order: list[str] = field(default_factory=list)
@@ -145,10 +146,15 @@ def _run(vlm: VLM, inputs: dict[str, Tensor]) -> _Trace:
         trace.stream = args[0] if args else kwargs[_first(kwargs)]
         torch.set_grad_enabled(False)
 
+    def ended(_module: nn.Module, _args: tuple, _kwargs: dict, output: object) -> None:
+        trace.ended = output if isinstance(output, Tensor) else None
+
     before = {anatomy.blocks[0].module: enter, anatomy.end: end}
     after = {name: cut_off(name) for name in cut} | {
         name: freeze(name, norm) for name, norm in norms.items() if norm is not None
     }
+    if anatomy.norm is not None:
+        after[anatomy.norm.module] = ended
     with evaluating(model), hooked(model, before, after):
         trace.logits = _forward(model, inputs)
     if trace.stream is None or not begun:
@@ -390,8 +396,9 @@ def _ratio(name: str, seen: Tensor, expected: Tensor, tolerance: float) -> Float
     off = float((seen - ratio[:, None] * expected).norm() / seen.norm().clamp_min(1e-30))
     if not off <= tolerance:
         raise AnatomyError(
-            f"What {name} writes does not arrive at the final norm times a constant ({off:.1%} of it is off): something "
-            "on the way changes it that is not a norm, a constant or a gate that is known. Such models are not supported."
+            f"What {name} writes does not arrive at the final norm times a constant ({off:.1%} of it is off): "
+            "something on the way changes it that is no norm, constant or gate that is known. Such models are not "
+            "supported."
         )
     return ratio
 
@@ -460,12 +467,16 @@ def _measure_head(vlm: VLM, trace: _Trace) -> Head:
     assert trace.stream is not None
     assert trace.logits is not None
     plain = replace(readout(vlm), scale=1.0, softcap=None)
-    stream = _rows(None, trace.stream)[-1:]
-    raw = plain.logits(stream)[0].double()
-    logits = trace.logits.reshape(-1, trace.logits.shape[-1])[-1].double().cpu()
+    stream = _rows(None, trace.stream)
+    if vlm.anatomy.norm is not None and trace.ended is not None:
+        normed, seen = plain.normalize(stream), _rows(None, trace.ended)
+        if not _close(seen, normed, normed.abs() + normed.abs().mean(), vlm.dtype):
+            raise AnatomyError(f"{vlm.anatomy.norm.module} does not norm as its weight and epsilon say.")
+    logits = trace.logits.reshape(-1, trace.logits.shape[-1])[-len(stream) :].double().cpu()
+    raw = plain.logits(stream)[-len(logits) :].double()
     # a model that never says some tokens gives them the lowest number there is
-    said = logits > torch.finfo(trace.logits.dtype).min / 2
-    raw, logits = raw[: len(logits)][said], logits[said]
+    said = logits[-1] > torch.finfo(trace.logits.dtype).min / 2
+    raw, logits = raw[:, said], logits[:, said]
     size = raw.abs() + raw.abs().mean()
     for softcap in dict.fromkeys([None, head.softcap]):
         uncapped = logits if softcap is None else softcap * torch.atanh((logits / softcap).clamp(-1 + 1e-12, 1 - 1e-12))

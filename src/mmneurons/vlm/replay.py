@@ -32,7 +32,7 @@ Places = Sequence[tuple[int, int, int]]
 """Row, and block and column of a neuron."""
 
 _CLOSE = 1e-3
-"""How far logits of a replay may be from those of the recording, over the largest of them; 8 roundings in half precision."""
+"""How far logits of a replay may be from those of the recording, over the largest of them."""
 
 
 def streams_without(

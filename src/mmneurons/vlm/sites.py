@@ -19,7 +19,7 @@ __all__ = ["bias", "columns", "dtype", "expert_activations", "expert_outputs", "
 
 def weight(model: nn.Module, site: WriteSite) -> Float[Tensor, "hidden width"]:
     """The weight whose columns are the output vectors before the path; a view of a dense site, a copy of experts."""
-    own = model.get_submodule(site.module).get_parameter(site.parameter)
+    own = model.get_submodule(site.module).get_parameter(site.parameter).detach()
     if site.experts is None:
         return own.T if site.transposed else own
     flat = own if site.experts.transposed else own.transpose(1, 2)

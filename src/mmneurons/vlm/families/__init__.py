@@ -21,6 +21,7 @@ class Family:
         image_tokens: where the decoder has image tokens: "placeholders" among the ids, "none" (the picture is seen by
             cross-attention alone), or the name of the input that marks them.
         unread: how many tokens at the end of the prompt ``generate`` leaves out.
+        first: which setting of the text configuration names the token that ``generate`` puts first in the prompt.
         said_type: what ``token_type_ids`` holds for a generated token.
         end: which setting of the text configuration names the token that ends an answer, where ``generate`` takes that
             and not the generation settings.
@@ -34,6 +35,7 @@ class Family:
     unread: int = 0
     said_type: int = 0
     end: str | None = None
+    first: str | None = None
 
 
 FAMILIES = {
@@ -50,6 +52,7 @@ FAMILIES = {
             image_tokens="none",
             unread=1,
             end="sep_token_id",
+            first="bos_token_id",
         ),
         Family("paligemma", said_type=1),
         Family("blip-2", generator="language_model"),
