@@ -92,3 +92,53 @@ def test_nothing_is_left_behind(case, recording):
     assert hooks(made.model) == made.hooks
     assert all(weight.grad is None for weight in made.model.parameters())
     assert torch.is_grad_enabled()
+
+
+def test_a_batch_gives_what_single_pictures_give(case, recording):
+    from mmneurons.vlm.decoding import family_of
+    from mmneurons.vlm.inputs import check_inputs
+    from mmneurons.vlm.recording import record_generation
+
+    made, vlm = case
+    shorter = dict(made.inputs)
+    if "input_ids" in shorter:
+        length = shorter["input_ids"].shape[1]
+        for name, value in shorter.items():
+            if value.dim() >= 2 and value.shape[1] == length and name != "pixel_values":
+                shorter[name] = value[:, :-1]
+    requests = [check_inputs(vlm, inputs) for inputs in (shorter, made.inputs)]
+    alone, _ = (record_generation(vlm, [request], STEPS)[0] for request in requests)
+    for one, other in zip(record_generation(vlm, requests, STEPS), (alone, recording), strict=True):
+        assert one.token_ids.tolist() == other.token_ids.tolist()
+        for name in ("activations", "logits", "entry", "writes", "stream"):
+            seen, expected = getattr(one, name), getattr(other, name)
+            torch.testing.assert_close(seen, expected, rtol=2e-3, atol=2e-3 * float(expected.abs().max()))
+        if one.image_activations is not None:
+            torch.testing.assert_close(one.image_activations, other.image_activations, rtol=2e-3, atol=2e-3)
+
+
+def test_a_static_cache_gives_the_same(case, recording):
+    made, vlm = case
+    try:
+        made.model.generate(**made.inputs, max_new_tokens=2, cache_implementation="static", disable_compile=True)
+    except (ValueError, RuntimeError, NotImplementedError, AttributeError, TypeError, IndexError) as error:
+        pytest.skip(f"the family itself does not run with a static cache: {error}")
+    static = mmn.record(vlm, inputs=made.inputs, max_new_tokens=STEPS, generation={"cache_implementation": "static"})
+    assert static.token_ids.tolist() == recording.token_ids.tolist()
+    torch.testing.assert_close(static.activations, recording.activations, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(static.logits, recording.logits, rtol=2e-3, atol=2e-3)
+
+
+def test_beams_are_recorded_by_what_they_said(case):
+    made, vlm = case
+    try:
+        with torch.no_grad():
+            plain = made.model.generate(**made.inputs, max_new_tokens=4, num_beams=3, do_sample=False)
+    except ValueError as error:
+        pytest.skip(f"the family itself does not run with beams: {error}")
+    beams = mmn.record(vlm, inputs=made.inputs, max_new_tokens=4, generation={"num_beams": 3})
+    said = plain[0].tolist()
+    if vlm.image_token_id not in said[-4:]:
+        assert beams.token_ids.tolist() == said[-len(beams) :]
+    token = int(beams.token_ids[1])
+    assert completeness_at(vlm, beams, Target(1, token)).error < 1e-4

@@ -116,15 +116,26 @@ def continuation(vlm: VLM, request: Request, text: str) -> list[int]:
     return ids
 
 
-def collate(requests: Sequence[Request], pad_token_id: int) -> dict[str, Tensor]:
-    """One batch, padded on the left; tensors that belong to pictures are joined along their first dimension."""
+def collate(requests: Sequence[Request], pad_token_id: int, left: bool = True) -> dict[str, Tensor]:
+    """One batch; tensors that belong to pictures are joined along their first dimension.
+
+    Args:
+        requests: of one model.
+        pad_token_id: what stands for no token.
+        left: pad on the left, where the prompt is gone on with on the right; on the right for an encoder, whose
+            positions may be counted from the beginning.
+    """
     batch: dict[str, Tensor] = {}
     for name in requests[0].inputs:
         tensors = [request.inputs[name] for request in requests]
         if name in PER_TOKEN:
             fill = pad_token_id if name == "input_ids" else 0
             length = max(tensor.shape[1] for tensor in tensors)
-            sides = [[0, 0] * (tensor.dim() - 2) + [length - tensor.shape[1], 0] for tensor in tensors]
+            missing = [length - tensor.shape[1] for tensor in tensors]
+            sides = [
+                [0, 0] * (tensor.dim() - 2) + ([count, 0] if left else [0, count])
+                for tensor, count in zip(tensors, missing, strict=True)
+            ]
             tensors = [torch.nn.functional.pad(t, side, value=fill) for t, side in zip(tensors, sides, strict=True)]
         else:
             shape = [max(sizes) for sizes in zip(*(tensor.shape[1:] for tensor in tensors))]

@@ -134,7 +134,9 @@ def record_generation(
     options = {"do_sample": False, **options, "num_beams": options.get("num_beams") or 1}
     if options.get("num_return_sequences", 1) != 1:
         raise OptionError("One caption is recorded per picture: num_return_sequences has to be 1.")
-    batch = collate(requests, _pad_token_id(vlm))
+    if not family_of(vlm).padded and len({request.inputs["input_ids"].shape[1] for request in requests}) > 1:
+        return [record_generation(vlm, [one], max_new_tokens, seed, keep, **options)[0] for one in requests]
+    batch = collate(requests, _pad_token_id(vlm), left=not vlm.is_encoder_decoder)
     prompt = prompt_length(vlm, batch)
     ends = _end_ids(vlm, options)
     if not _is_stepwise(vlm, options):

@@ -23,6 +23,7 @@ class Family:
         unread: how many tokens at the end of the prompt ``generate`` leaves out.
         first: which setting of the text configuration names the token that ``generate`` puts first in the prompt.
         said_type: what ``token_type_ids`` holds for a generated token.
+        padded: whether an answer is the same where the prompt is padded on the left.
         end: which setting of the text configuration names the token that ends an answer, where ``generate`` takes that
             and not the generation settings.
     """
@@ -34,6 +35,7 @@ class Family:
     image_tokens: str = "placeholders"
     unread: int = 0
     said_type: int = 0
+    padded: bool = True
     end: str | None = None
     first: str | None = None
 
@@ -57,7 +59,7 @@ FAMILIES = {
         Family("paligemma", said_type=1),
         Family("blip-2", generator="language_model"),
         Family("instructblip", generator="language_model"),
-        Family("kosmos-2", generator="text_model", image_tokens="image_embeds_position_mask"),
+        Family("kosmos-2", generator="text_model", image_tokens="image_embeds_position_mask", padded=False),
         Family("mllama", image_tokens="none"),
         Family("idefics", image_tokens="none"),
         Family("git", image_tokens="none"),
