@@ -95,7 +95,6 @@ def test_nothing_is_left_behind(case, recording):
 
 
 def test_a_batch_gives_what_single_pictures_give(case, recording):
-    from mmneurons.vlm.decoding import family_of
     from mmneurons.vlm.inputs import check_inputs
     from mmneurons.vlm.recording import record_generation
 

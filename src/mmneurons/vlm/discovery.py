@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from mmneurons.errors import AnatomyError
 from mmneurons.vlm.anatomy import Anatomy, Block, Experts, Head, Norm, WriteSite
-from mmneurons.vlm.families import FAMILIES
+from mmneurons.vlm.families import FAMILIES, OUT_OF_REACH
 
 __all__ = ["find_anatomy", "norm_of", "norms_in"]
 
@@ -50,6 +50,8 @@ def find_anatomy(model: PreTrainedModel) -> Anatomy:
     Raises:
         AnatomyError: some part was not found, or more than one module could be it.
     """
+    if (reason := OUT_OF_REACH.get(model.config.model_type)) is not None:
+        raise AnatomyError(f"Models of type {model.config.model_type!r} cannot be studied: {reason}.")
     names = {id(module): name for name, module in model.named_modules()}
     decoder = _decoder(model)
     text_config = _text_config(model, decoder)

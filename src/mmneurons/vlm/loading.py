@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,6 +29,7 @@ from transformers.utils import logging as transformers_logging
 from mmneurons.errors import AnatomyError, ModelLoadError
 from mmneurons.vlm.anatomy import Anatomy
 from mmneurons.vlm.discovery import find_anatomy
+from mmneurons.vlm.families import OUT_OF_REACH
 from mmneurons.vlm.measurement import measure
 from mmneurons.vlm.model import VLM
 
@@ -165,6 +167,8 @@ def _load_config(source: str, shared: Mapping[str, Any]) -> PretrainedConfig:
     except (OSError, ValueError, KeyError) as error:
         raise _explain(source, error) from error
     known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if (reason := OUT_OF_REACH.get(config.model_type)) is not None:
+        raise ModelLoadError(f"{source!r} is of type {config.model_type!r}, which cannot be studied: {reason}.")
     remote = bool(getattr(config, "auto_map", None))
     if config.model_type not in known and not remote:
         raise ModelLoadError(
@@ -183,6 +187,7 @@ def _load_model(
     source: str, config: PretrainedConfig, allow_pickle: bool, options: Mapping[str, Any]
 ) -> PreTrainedModel:
     options = {name: value for name, value in options.items() if value is not None}
+    _check_shards(source)
     verbosity = transformers_logging.get_verbosity()
     # what is missing or left over is refused below, in one sentence instead of a table
     transformers_logging.set_verbosity_error()
@@ -192,13 +197,29 @@ def _load_model(
             config=config,
             use_safetensors=None if allow_pickle else True,
             output_loading_info=True,
+            # told below, with the names of the weights
+            ignore_mismatched_sizes=True,
             **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AssertionError, SafetensorError) as error:
         raise _explain(source, error) from error
+    except (AttributeError, TypeError) as error:
+        # what a family's code makes of another family's configuration
+        raise _explain(source, error) from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     model, report = loaded
+    if mismatched := sorted(report["mismatched_keys"]):
+        name, there, asked = mismatched[0]
+        raise ModelLoadError(
+            f"{len(mismatched)} weights of {source!r} have another shape than its config.json asks for: {name} is "
+            f"{tuple(there)} in the file and should be {tuple(asked)}. The configuration is another model's."
+        )
+    if beyond := _beyond(model, report["unexpected_keys"]):
+        raise ModelLoadError(
+            f"{source!r} holds weights of more blocks than its config.json asks for ({', '.join(beyond[:2])}, …). The "
+            "configuration is another model's."
+        )
     if missing := sorted(report["missing_keys"]):
         raise ModelLoadError(
             f"{len(missing)} weights of {type(model).__name__} are not in {source!r} ({', '.join(missing[:3])}, …); "
@@ -207,9 +228,46 @@ def _load_model(
     return model.eval()
 
 
+def _check_shards(source: str) -> None:
+    """See that every file of a local checkpoint that is split into several is there."""
+    for index in Path(source).glob("*.safetensors.index.json") if Path(source).is_dir() else ():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelLoadError(f"{str(index)!r} is damaged: it names no files of weights. Get it again.") from error
+        if missing := sorted(name for name in named if not (index.parent / name).is_file()):
+            raise ModelLoadError(
+                f"{len(missing)} of the {len(named)} files with the weights of {source!r} are not there: "
+                f"{', '.join(missing[:3])}. Get them again; a download may have been cut off."
+            )
+
+
+def _beyond(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """Weights of blocks that the model does not have."""
+    lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, torch.nn.ModuleList)}
+    found = []
+    for key in sorted(unexpected):
+        for match in re.finditer(r"\.(\d+)\.", key):
+            name = key[: match.start()]
+            length = next((own for other, own in lists.items() if name in (other, f"model.{other}")), None)
+            if length is not None and int(match[1]) >= length:
+                found.append(key)
+    return found
+
+
 def _explain(source: str, error: Exception) -> ModelLoadError:
-    text = str(error)
+    text = str(error) or type(error).__name__
     local = Path(source).is_dir()
+    if isinstance(error, KeyError | AttributeError | TypeError):
+        return ModelLoadError(
+            f"The configuration of {source!r} does not fit its kind of model: {type(error).__name__}: "
+            f"{text.splitlines()[0]}. It is another model's, or of another version of transformers."
+        )
+    if "timm" in text:
+        return ModelLoadError(
+            f"{source!r} needs timm for its vision tower, and timm needs torchvision, which mmneurons does without. "
+            "Models of this family cannot be studied."
+        )
     if "safetensors" in text and local:
         return ModelLoadError(
             f"{source!r} holds no weights as safetensors. If it holds a .bin file that you trust (a pickle can run any "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from mmneurons.vlm.families import llava, llava_next, llava_onevision
 from mmneurons.vlm.geometry import Processed, TokenLayout
 
-__all__ = ["FAMILIES", "Family"]
+__all__ = ["FAMILIES", "OUT_OF_REACH", "Family"]
 
 
 @dataclass(frozen=True)
@@ -65,3 +65,18 @@ FAMILIES = {
         Family("git", image_tokens="none"),
     )
 }
+
+_TIMM = "its vision tower needs timm, and timm needs torchvision, which mmneurons does without"
+
+OUT_OF_REACH = {
+    "inkling_mm_model": "a convolution over positions follows its FFNs",
+    "inkling2": "a convolution over positions follows its FFNs",
+    "glm5_next": "its blocks pass on four residual streams, mixed anew in each",
+    "muse_spark": "a projection, a norm and a gate follow its experts",
+    "pi0": "it has no head for words",
+    "mplugowl3": "its weights come with code for an older transformers, and it has never been seen to run",
+    "fast_vlm": _TIMM,
+    "gemma3n": _TIMM,
+    "perception_lm": _TIMM,
+}
+"""Types of models that the general rule cannot do, and why."""
