@@ -148,3 +148,61 @@ def test_offloaded_weights_are_refused(folder, tmp_path):
 def test_a_misspelt_demo():
     with pytest.raises(ModelLoadError, match="Did you mean 'demo'"):
         mmn.load("demoo")
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    path = tmp_path_factory.mktemp("sharded")
+    model, processor = tiny.tiny_llava()
+    model.save_pretrained(path, max_shard_size="200KB")
+    processor.save_pretrained(path)
+    return path
+
+
+def test_a_folder_with_a_shard_missing(sharded, tmp_path):
+    path = copy(sharded, tmp_path)
+    (path / "model-00002-of-00005.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=r"1 of the 5 files .* are not there: model-00002-of-00005\.safetensors"):
+        mmn.load(path)
+    (path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="is damaged"):
+        mmn.load(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"intermediate_size": 128}, r"down_proj\.weight is \(64, 112\) in the file and should be \(64, 128\)"),
+        ({"num_hidden_layers": 5}, "fill them with random numbers"),
+        ({"num_hidden_layers": 1}, "weights of more blocks than its config.json asks for"),
+        ({"hidden_act": "nonsense"}, "does not fit its kind of model"),
+    ],
+)
+def test_a_config_that_is_wrong_for_its_weights(sharded, tmp_path, change, says):
+    path = copy(sharded, tmp_path) / "config.json"
+    config = json.loads(path.read_text())
+    config["text_config"].update(change)
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match=says):
+        mmn.load(tmp_path)
+
+
+def test_a_config_of_another_family(sharded, tmp_path):
+    path = copy(sharded, tmp_path) / "config.json"
+    path.write_text(path.read_text().replace('"model_type": "llava"', '"model_type": "paligemma"'))
+    with pytest.raises(ModelLoadError, match="does not fit its kind of model"):
+        mmn.load(tmp_path)
+
+
+def test_no_image_processor(sharded, tmp_path):
+    path = copy(sharded, tmp_path)
+    (path / "processor_config.json").unlink()
+    with pytest.raises(ModelLoadError, match=r"its processor was not.*preprocessor_config\.json"):
+        mmn.load(path)
+
+
+@pytest.mark.parametrize(("kind", "says"), [("pi0", "no head for words"), ("gemma3n", "needs timm")])
+def test_families_out_of_reach(kind, says, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    with pytest.raises(ModelLoadError, match=says):
+        mmn.load(tmp_path)

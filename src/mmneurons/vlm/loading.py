@@ -164,7 +164,7 @@ def _load_config(source: str, shared: Mapping[str, Any]) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(source, **shared)
     except json.JSONDecodeError as error:
         raise ModelLoadError(f"The config.json of {source!r} is not JSON: {error}") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise _explain(source, error) from error
     known = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     if (reason := OUT_OF_REACH.get(config.model_type)) is not None:
