@@ -23,6 +23,7 @@ RANKS = {
     "vlm": 1,
     "demo": 1,
     "options": 1,
+    "presets": 1,
     "english": 2,
     "nouns": 3,
     "table": 1,

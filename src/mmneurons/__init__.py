@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mmneurons.heatmaps import Heatmap as Heatmap
     from mmneurons.neurons import Neuron as Neuron
     from mmneurons.neurons import NeuronTable as NeuronTable
+    from mmneurons.presets import PRESETS as PRESETS
     from mmneurons.recordings import caption as caption
     from mmneurons.recordings import record as record
     from mmneurons.vlm.anatomy import Anatomy as Anatomy
@@ -33,6 +34,7 @@ _PLACES = {
     "MMNeuronsError": "errors",
     "Neuron": "neurons",
     "NeuronTable": "neurons",
+    "PRESETS": "presets",
     "Recording": "vlm.recording",
     "VLM": "vlm.model",
     "WordFinding": "finding",
@@ -47,6 +49,7 @@ _PLACES = {
 }
 
 __all__ = [
+    "PRESETS",
     "VLM",
     "Anatomy",
     "Finding",

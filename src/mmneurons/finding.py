@@ -42,11 +42,13 @@ from mmneurons.words import Tokenizer, Word, find_words, same_word, stands_in, t
 if TYPE_CHECKING:
     import matplotlib.figure
 
-__all__ = ["Explained", "FindOptions", "Finding", "WordFinding", "find"]
+__all__ = ["Explained", "FindOptions", "Finding", "Occurrence", "WordFinding", "find"]
 
 Explained = Literal["first", "last", "sum"]
 
 Missing = Literal["raise", "skip"]
+
+Occurrence = Literal["all", "first"]
 
 SCORED_AT_ONCE = 16
 """For how many recordings the write sites and the head are read once, however they were batched."""
@@ -306,6 +308,7 @@ def find(
     finder: str | Finder = "contribution",
     token: Explained = "first",
     missing: Missing = "raise",
+    occurrence: Occurrence = "all",
     **options: Unpack[FindOptions],
 ) -> Finding: ...
 @overload
@@ -317,6 +320,7 @@ def find(
     finder: str | Finder = "contribution",
     token: Explained = "first",
     missing: Missing = "raise",
+    occurrence: Occurrence = "all",
     **options: Unpack[FindOptions],
 ) -> list[Finding]: ...
 def find(
@@ -327,6 +331,7 @@ def find(
     finder: str | Finder = "contribution",
     token: Explained = "first",
     missing: Missing = "raise",
+    occurrence: Occurrence = "all",
     **options: Unpack[FindOptions],
 ) -> Finding | list[Finding]:
     """Find the neurons behind the words of a picture's caption.
@@ -341,6 +346,7 @@ def find(
             the first token where the two differ instead.
         missing: what to do where a word in ``words`` is not in a caption: ``"raise"``, or ``"skip"`` it, which leaves
             that finding without it. Likewise where a word cannot be contrasted with ``against`` in a caption.
+        occurrence: of a word that a caption says more than once: ``"all"``, or the ``"first"`` alone.
         **options: see ``FindOptions`` and ``RecordOptions``.
 
     Returns:
@@ -357,6 +363,8 @@ def find(
         raise OptionError(f"token={token!r} is not possible. Choose 'first', 'last' or 'sum'.")
     if missing not in ("raise", "skip"):
         raise OptionError(f"missing={missing!r} is not possible. Choose 'raise' or 'skip'.")
+    if occurrence not in ("all", "first"):
+        raise OptionError(f"occurrence={occurrence!r} is not possible. Choose 'all' or 'first'.")
     words = named_words(words)
     _check_options(finder, options)
     asked = {name: value for name, value in options.items() if name in RecordOptions.__annotations__}
@@ -371,7 +379,10 @@ def find(
     ]
     findings = []
     for start in range(0, len(bare), SCORED_AT_ONCE):
-        batch = [(found, _words(found, words, missing, contrast)) for found in bare[start : start + SCORED_AT_ONCE]]
+        part = bare[start : start + SCORED_AT_ONCE]
+        batch = [(found, _words(found, words, missing, contrast)) for found in part]
+        if occurrence == "first":
+            batch = [(found, list({word.text: word for word in reversed(own)}.values())[::-1]) for found, own in batch]
         scored = _score(batch, contrast)
         findings += [replace(found, parts=tuple(parts)) for (found, _), parts in zip(batch, scored, strict=True)]
     return findings if is_many(images) else findings[0]
@@ -461,7 +472,7 @@ def _contrasted(bare: Finding, word: Word, other: str) -> Target | None:
 
 
 def _check_options(finder: str | Finder, options: Mapping[str, object]) -> None:
-    known = [*RecordOptions.__annotations__, "words", "finder", "token", "missing"]
+    known = [*RecordOptions.__annotations__, "words", "finder", "token", "missing", "occurrence"]
     if finder in FINDERS:
         known += [field.name for field in fields(FINDERS[str(finder)])]
     elif isinstance(finder, str):

@@ -55,6 +55,8 @@ class RecordOptions(TypedDict, total=False):
         seed: of whatever is drawn: sampling, where ``generation`` asks for it, and finders that draw.
         image_budget: how many bytes of activations at image positions are kept of one picture, for heatmaps; 512 MiB.
             Beyond it a heatmap costs one more prefill.
+        shuffle_image_tokens: the seed of another order of the picture's tokens behind the projector; there are no
+            heatmaps then.
         gates: whether the gates alone are kept, for ``activation="gate"``; ``find`` keeps them where its finder needs
             them.
         generation: further options of transformers' ``generate``. Greedy by default.
@@ -68,6 +70,7 @@ class RecordOptions(TypedDict, total=False):
     max_new_tokens: int
     seed: int | None
     image_budget: int
+    shuffle_image_tokens: int | None
     gates: bool
     generation: Mapping[str, object] | None
 
@@ -126,7 +129,10 @@ def record_pictures(
     """As ``record``, for pictures that are opened already."""
     refuse_unknown(options, list(RecordOptions.__annotations__))
     prompt, prefix = options.get("prompt", PROMPT), options.get("prefix", PREFIX)
-    keep = Keep(options.get("image_budget", IMAGE_BUDGET), options.get("gates", False))
+    shuffle = options.get("shuffle_image_tokens")
+    if shuffle is not None:
+        check_seed(shuffle)
+    keep = Keep(options.get("image_budget", IMAGE_BUDGET), options.get("gates", False), shuffle)
     batch_size, max_new_tokens = options.get("batch_size", BATCH_SIZE), options.get("max_new_tokens", MAX_NEW_TOKENS)
     inputs, given = options.get("inputs"), options.get("caption")
     check_whole("batch_size", batch_size)

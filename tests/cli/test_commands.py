@@ -70,6 +70,35 @@ def test_options_arrive_under_their_names(place, tiny_checkpoint):
     assert about["pictures"]["limit"] == 2
 
 
+def test_a_preset_is_the_papers_setting_in_one_flag(place, tiny_checkpoint):
+    arguments = ("find", "photos", "--model", tiny_checkpoint, "--limit", 1, "--quiet")
+    assert mmn(*arguments, "--out", "one", "--preset", "pan2024").code == 0
+    paper = ("--against", "none", "--norm", "none", "--activation", "gate", "--by", "product", "--occurrence", "first")
+    assert mmn(*arguments, "--out", "many", *paper).code == 0
+    one, many = (mmneurons.runs.open(run) for run in ("one", "many"))
+    assert one.about["options"] == many.about["options"]
+    assert one.neurons.collect().equals(many.neurons.collect())
+    assert one.about["options"]["norm"] is None
+    changed = mmn(*arguments, "--out", "changed", "--preset", "pan2024", "--norm", "frozen")
+    assert changed.code == 0
+    assert mmneurons.runs.open("changed").about["options"]["norm"] == "frozen"
+    active = mmn(*arguments, "--out", "active", "--preset", "pan2024", "--finder", "activation")
+    assert (active.code, mmneurons.runs.open("active").about["options"]["by"]) == (0, "product")
+    unknown = mmn(*arguments, "--out", "unknown", "--preset", "pan2023")
+    assert (unknown.code, "There are: pan2024" in unknown.err) == (1, True)
+
+
+def test_shuffled_image_tokens_say_something_else_and_have_no_maps(place, tiny_checkpoint):
+    arguments = ("find", "photos", "--model", tiny_checkpoint, "--limit", 2, "--quiet")
+    assert mmn(*arguments, "--out", "plain").code == 0
+    assert mmn(*arguments, "--out", "shuffled", "--shuffle-image-tokens", 1).code == 0
+    plain, shuffled = (mmneurons.runs.open(run) for run in ("plain", "shuffled"))
+    assert shuffled.about["options"]["shuffle_image_tokens"] == 1
+    assert shuffled.heatmaps.collect().height == 0
+    probabilities = [run.words.collect()["probability"].to_list() for run in (plain, shuffled)]
+    assert probabilities[0] != probabilities[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -5,8 +5,10 @@ import torch
 
 import mmneurons as mmn
 from helpers.families import FAMILIES
+from mmneurons.errors import OptionError, RecordingError
 from mmneurons.exactness import check_block, completeness_at
 from mmneurons.finders import Contribution, Target
+from mmneurons.vlm.decoding import family_of
 
 pytestmark = pytest.mark.families
 
@@ -141,3 +143,40 @@ def test_beams_are_recorded_by_what_they_said(case):
         assert beams.token_ids.tolist() == said[-len(beams) :]
     token = int(beams.token_ids[1])
     assert completeness_at(vlm, beams, Target(1, token)).error < 1e-4
+
+
+def test_image_tokens_are_shuffled_behind_the_projector(case, recording):
+    """What the decoder gets at image positions is the same in another order, and afterwards all is as before."""
+    from mmneurons.vlm.decoding import image_positions
+
+    made, vlm = case
+    if made.pictures < 2:
+        with pytest.raises((OptionError, RecordingError)):
+            mmn.record(vlm, inputs=made.inputs, max_new_tokens=2, shuffle_image_tokens=3)
+        return
+    said = recording.token_ids.tolist()
+    shuffled = mmn.record(vlm, inputs=made.inputs, max_new_tokens=2, shuffle_image_tokens=3)
+    assert not torch.equal(shuffled.logits[0], recording.logits[0])
+    assert len(shuffled.image_positions) == 0
+    places = image_positions(vlm, recording.inputs)
+    if len(places) and family_of(vlm).projector is None:
+        before, after = (_entries(vlm, recording, seed) for seed in (None, 3))
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(3))
+        assert torch.equal(after[places], before[places][order])
+        rest = [place for place in range(len(before)) if place not in places.tolist()]
+        assert torch.equal(after[rest], before[rest])
+    assert mmn.record(vlm, inputs=made.inputs, max_new_tokens=STEPS).token_ids.tolist() == said
+
+
+def _entries(vlm, recording, seed):
+    """What enters block 0 at every position of the prompt."""
+    from contextlib import nullcontext
+
+    from mmneurons.vlm.hooks import evaluating, listening
+    from mmneurons.vlm.shuffling import shuffled_image_tokens
+
+    heard = []
+    shuffling = nullcontext() if seed is None else shuffled_image_tokens(vlm, recording.inputs, seed)
+    with evaluating(vlm.model), shuffling, listening(vlm.model, {vlm.anatomy.blocks[0].module: heard.append}):
+        vlm.model(**recording.inputs, use_cache=False)
+    return heard[0][0].clone()

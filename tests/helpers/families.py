@@ -27,6 +27,7 @@ class Case:
         model: the model.
         inputs: a batch of one with a picture.
         text: whether the model also runs, in all its blocks, without a picture.
+        pictures: how many image tokens the decoder, or what it looks at, has.
         hooks: how many hooks the model has of its own.
         writes: how large what is written into the stream is. Less where the stream is normed after every write, which
             would otherwise leave nothing of the first blocks.
@@ -35,6 +36,7 @@ class Case:
     model: PreTrainedModel
     inputs: dict[str, Tensor] = field(default_factory=dict)
     text: bool = True
+    pictures: int = 4
     hooks: int = 0
     writes: float = 2.0
 
@@ -240,10 +242,10 @@ def _() -> Case:
 def _() -> Case:
     config = tf.InternVLConfig(
         text_config={"model_type": "qwen2", **text()},
-        vision_config={**VISION, "image_size": [28, 28], "patch_size": [14, 14]},
+        vision_config={**VISION, "image_size": [56, 56], "patch_size": [14, 14]},
         image_token_id=IMAGE,
     )
-    return counted(tf.InternVLForConditionalGeneration(config), pixels())
+    return counted(tf.InternVLForConditionalGeneration(config), pixels(56))
 
 
 @family("mistral3")
@@ -262,24 +264,24 @@ def _() -> Case:
 def _() -> Case:
     config = tf.AyaVisionConfig(
         text_config={"model_type": "cohere2", "head_dim": 16, "sliding_window": 16, **text()},
-        vision_config={"model_type": "siglip_vision_model", **VISION},
+        vision_config={"model_type": "siglip_vision_model", **VISION, "image_size": 56},
         image_token_index=IMAGE,
         downsample_factor=2,
         alignment_intermediate_size=64,
     )
-    return counted(tf.AyaVisionForConditionalGeneration(config), pixels())
+    return counted(tf.AyaVisionForConditionalGeneration(config), pixels(56))
 
 
 @family("cohere2_vision")
 def _() -> Case:
     config = tf.Cohere2VisionConfig(
         text_config={"model_type": "cohere2", "head_dim": 16, "sliding_window": 16, **text()},
-        vision_config={"model_type": "siglip_vision_model", **VISION},
+        vision_config={"model_type": "siglip_vision_model", **VISION, "image_size": 56},
         image_token_id=IMAGE,
         downsample_factor=2,
         alignment_intermediate_size=64,
     )
-    return counted(tf.Cohere2VisionForConditionalGeneration(config), pixels())
+    return counted(tf.Cohere2VisionForConditionalGeneration(config), pixels(56))
 
 
 @family("lfm2_vl")
@@ -340,12 +342,24 @@ def _() -> Case:
             layer_types=["sliding_attention", "full_attention", "full_attention"],
             num_kv_shared_layers=0,
         ),
-        vision_config=None,
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 4,
+            "head_dim": 8,
+            "patch_size": 4,
+            "pooling_kernel_size": 2,
+            "position_embedding_size": 16,
+        },
         audio_config=None,
         image_token_id=IMAGE,
     )
-    ids = torch.tensor([[1, 5, 9, 6, 7, 8]])
-    return Case(tf.Gemma4ForConditionalGeneration(config), {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    places = torch.cartesian_prod(torch.arange(4), torch.arange(4)).flip(-1)[None]
+    inputs = asked(4, {"pixel_values": noise(1, 16, 3 * 4 * 4), "image_position_ids": places})
+    inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).long()
+    return Case(tf.Gemma4ForConditionalGeneration(config), inputs)
 
 
 QWEN2 = {"pixel_values": (24, 3 * 2 * 14 * 14), "grid": [[1, 4, 6]]}
@@ -564,6 +578,7 @@ def _() -> Case:
         ),
         vision_config={
             **VISION,
+            "image_size": 56,
             "intermediate_size": 128,
             "vision_output_dim": 32,
             "projector_input_dim": 32,
@@ -572,7 +587,7 @@ def _() -> Case:
         },
         image_token_index=IMAGE,
     )
-    return Case(tf.Llama4ForConditionalGeneration(config), asked(1, pixels()))
+    return Case(tf.Llama4ForConditionalGeneration(config), asked(4, pixels(56)))
 
 
 @family("idefics")
@@ -624,13 +639,13 @@ def _() -> Case:
 def idefics3(model: type, config: type) -> Case:
     made = config(
         text_config={"model_type": "llama", **text()},
-        vision_config=dict(VISION),
+        vision_config={**VISION, "image_size": 56},
         image_token_id=IMAGE,
         scale_factor=2,
         pad_token_id=0,
     )
-    pictures = {"pixel_values": noise(1, 1, 3, 28, 28), "pixel_attention_mask": torch.ones(1, 1, 28, 28)}
-    return Case(model(made), asked(1, pictures))
+    pictures = {"pixel_values": noise(1, 1, 3, 56, 56), "pixel_attention_mask": torch.ones(1, 1, 56, 56)}
+    return Case(model(made), asked(4, pictures))
 
 
 @family("idefics3")
@@ -917,11 +932,11 @@ def _() -> Case:
     )
     pictures = {
         "pixel_values": noise(1, 4, 14 * 14 * 3),
-        "image_token_pooling": torch.tensor([[0, 1], [2, 3]]),
-        "image_grids": torch.tensor([[1, 2, 0, 0]]),
+        "image_token_pooling": torch.tensor([[0], [1], [2], [3]]),
+        "image_grids": torch.tensor([[2, 2, 0, 0]]),
         "image_num_crops": torch.tensor([1]),
     }
-    return Case(tf.Molmo2ForConditionalGeneration(config), asked(2, pictures))
+    return Case(tf.Molmo2ForConditionalGeneration(config), asked(4, pictures))
 
 
 over("phi", lambda: tf.PhiConfig(**text(num_key_value_heads=4)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -23,7 +23,7 @@ from mmneurons.cli.common import (
 from mmneurons.cli.output import Output
 
 if TYPE_CHECKING:
-    from mmneurons.engines.local import Progress, RunOptions
+    from mmneurons.engines.local import Progress, RunArguments
 
 __all__ = ["EXAMPLES", "NONE_EXPLAINED", "command"]
 
@@ -44,6 +44,9 @@ The same command again goes on where it stopped."""
 
 WORDS, PICTURES = "Words and neurons", "Pictures"
 
+OWN = ("against", "norm", "activation")
+"""What the finder ``contribution`` alone takes."""
+
 
 def command(
     inputs: Annotated[
@@ -60,11 +63,13 @@ def command(
         typer.Option("--words", help="A word to explain, again for more. Default: all nouns.", rich_help_panel=WORDS),
     ] = None,
     finder: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--finder", help="How neurons are scored: contribution, activation or random.", rich_help_panel=WORDS
+            "--finder",
+            help="How neurons are scored: contribution (default), activation or random.",
+            rich_help_panel=WORDS,
         ),
-    ] = "contribution",
+    ] = None,
     against: Annotated[
         str | None,
         typer.Option(
@@ -82,9 +87,26 @@ def command(
         typer.Option("--activation", help="product (default) or gate (the paper's).", rich_help_panel=WORDS),
     ] = None,
     token: Annotated[
-        Literal["first", "last", "sum"],
-        typer.Option("--token", help="Which token of a word is explained.", rich_help_panel=WORDS),
-    ] = "first",
+        Literal["first", "last", "sum"] | None,
+        typer.Option("--token", help="Which token of a word is explained: first (default).", rich_help_panel=WORDS),
+    ] = None,
+    occurrence: Annotated[
+        Literal["all", "first"] | None,
+        typer.Option("--occurrence", help="Of a word that is said again: all (default).", rich_help_panel=WORDS),
+    ] = None,
+    preset_name: Annotated[
+        str | None,
+        typer.Option("--preset", help="Settings of published work, such as pan2024.", rich_help_panel=WORDS),
+    ] = None,
+    shuffle_image_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--shuffle-image-tokens",
+            metavar="SEED",
+            help="Put the picture's tokens into another order.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
     neurons: Annotated[
         int, typer.Option("--neurons", help="How many neurons of a word are kept.", rich_help_panel=WORDS)
     ] = 10,
@@ -92,9 +114,9 @@ def command(
         int, typer.Option("--promotes", help="How many tokens that each promotes.", rich_help_panel=WORDS)
     ] = 10,
     by: Annotated[
-        Literal["cosine", "product"],
-        typer.Option("--by", help="How these are ranked.", rich_help_panel=WORDS),
-    ] = "cosine",
+        Literal["cosine", "product"] | None,
+        typer.Option("--by", help="How these are ranked: cosine (default) or product.", rich_help_panel=WORDS),
+    ] = None,
     maps: Annotated[int, typer.Option("--maps", help="For how many neurons a heatmap.", rich_help_panel=WORDS)] = 10,
     images: Annotated[
         Path | None,
@@ -120,8 +142,8 @@ def command(
         str | None, typer.Option("--prefix", help="How captions are begun. Default: An image of", rich_help_panel=WORDS)
     ] = None,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", help="Where a caption is cut.", rich_help_panel=WORDS)
-    ] = 50,
+        int | None, typer.Option("--max-new-tokens", help="Where a caption is cut: 50.", rich_help_panel=WORDS)
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try pictures again that failed before.", rich_help_panel=PICTURES)
     ] = False,
@@ -143,6 +165,7 @@ def command(
     from mmneurons.errors import OptionError
     from mmneurons.finders import FINDERS
     from mmneurons.options import check_seed, check_whole, named_words
+    from mmneurons.presets import preset
     from mmneurons.runs.writer import check_folder
     from mmneurons.sources import gather
 
@@ -152,30 +175,43 @@ def command(
         ("--neurons", neurons, 1),
         ("--promotes", promotes, 0),
         ("--maps", maps, 0),
-        ("--max-new-tokens", max_new_tokens, 1),
+        ("--max-new-tokens", 50 if max_new_tokens is None else max_new_tokens, 1),
         ("--batch-size", batch_size, 1),
         ("--shard", shard, 1),
     ):
         check_whole(name, count, least)
     check_seed(seed)
     named_words(words)
-    if finder not in FINDERS:
+    published = None if preset_name is None else preset(preset_name)
+    if shuffle_image_tokens is not None:
+        check_seed(shuffle_image_tokens)
+    if finder is not None and finder not in FINDERS:
         raise OptionError(f"There is no finder {finder!r}. There are: {', '.join(FINDERS)}.")
     gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
     check_folder(out)
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code)
     output.note(repr(vlm))
-    options: RunOptions = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
-    if against is not None:
-        options["against"] = None if against == "none" else against
-    if norm is not None:
-        options["norm"] = None if norm == "none" else norm
-    if activation is not None:
-        options["activation"] = activation
-    if prompt is not None:
-        options["prompt"] = prompt
-    if prefix is not None:
-        options["prefix"] = prefix
+    said: dict[str, object] = {
+        "against": against,
+        "norm": norm,
+        "activation": activation,
+        "prompt": prompt,
+        "prefix": prefix,
+        "max_new_tokens": max_new_tokens,
+        "finder": finder,
+        "token": token,
+        "occurrence": occurrence,
+        "by": by,
+        "shuffle_image_tokens": shuffle_image_tokens,
+    }
+    asked: dict[str, object] = {}
+    if published is not None:
+        asked = {**published.options, "by": published.by}
+    # what is said beside a preset counts
+    asked |= {name: None if value == "none" else value for name, value in said.items() if value is not None}
+    if asked.get("finder", "contribution") != "contribution":
+        asked = {name: value for name, value in asked.items() if name not in OWN or said[name]}
+    asked["batch_size"] = batch_size
     with output.progress() as tell:
         last: list[Progress] = []
 
@@ -194,16 +230,13 @@ def command(
                 sample=sample,
                 seed=seed,
                 words=words or None,
-                finder=finder,
-                token=token,
                 neurons=neurons,
                 promotes=promotes,
-                by=by,
                 maps=maps,
                 shard=shard,
                 retry_failed=retry_failed,
                 progress=keep_and_tell,
-                **options,
+                **cast("RunArguments", asked),
             )
         except KeyboardInterrupt:
             done = last[0].done if last else 0

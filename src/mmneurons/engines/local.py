@@ -23,7 +23,7 @@ from mmneurons.engines.rows import Depth, Meanings, ShardRows, joined
 from mmneurons.errors import MMNeuronsError, OptionError, RunError
 from mmneurons.finders import Finder
 from mmneurons.finders.contribution import Contribution
-from mmneurons.finding import Explained, Finding, find
+from mmneurons.finding import Explained, Finding, Occurrence, find
 from mmneurons.nouns import nouns
 from mmneurons.options import check_seed, check_whole, named_words, refuse_unknown
 from mmneurons.promotion import PromotedBy, check_by, promoter
@@ -38,7 +38,7 @@ from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import decode_picture
 from mmneurons.vlm.recording import IMAGE_BUDGET
 
-__all__ = ["SHARD", "Progress", "RunOptions", "run"]
+__all__ = ["SHARD", "Progress", "RunArguments", "RunOptions", "run"]
 
 SHARD = 32
 """How many pictures are written at once, and lost at most when a run is killed."""
@@ -56,6 +56,7 @@ class RunOptions(TypedDict, total=False):
         batch_size: how many pictures are generated for at once. It may be changed when a run is gone on with.
         max_new_tokens: where a caption is cut.
         generation: further options of ``generate``; no sampling, since a run is to be the same however it is stopped.
+        shuffle_image_tokens: the seed of another order of the picture's tokens; there are no heatmaps then.
         against: see ``mmneurons.finding.FindOptions``; likewise the rest.
         norm: of ``contribution``.
         activation: of ``contribution``.
@@ -66,9 +67,26 @@ class RunOptions(TypedDict, total=False):
     batch_size: int
     max_new_tokens: int
     generation: Mapping[str, object] | None
+    shuffle_image_tokens: int | None
     against: str | None
     norm: Literal["frozen"] | None
     activation: Literal["product", "gate"]
+
+
+class RunArguments(RunOptions, total=False):
+    """What a preset can settle: ``RunOptions``, and those arguments of ``run`` that say how it is scored.
+
+    Attributes:
+        finder: see ``run``.
+        token: see ``run``.
+        occurrence: see ``run``.
+        by: see ``run``.
+    """
+
+    finder: str | Finder
+    token: Explained
+    occurrence: Occurrence
+    by: PromotedBy
 
 
 @dataclass(frozen=True)
@@ -125,6 +143,7 @@ def run(
     words: Sequence[str] | None = None,
     finder: str | Finder = "contribution",
     token: Explained = "first",
+    occurrence: Occurrence = "all",
     neurons: int = 10,
     promotes: int = 10,
     by: PromotedBy = "cosine",
@@ -154,6 +173,7 @@ def run(
             cannot be contrasted with ``against`` in a caption is left out of it.
         finder: as in ``mmn.find``.
         token: as in ``mmn.find``.
+        occurrence: as in ``mmn.find``.
         neurons: how many of a word's best neurons are written down.
         promotes: how many tokens that each of them promotes.
         by: how these are ranked, see ``mmneurons.promotion``.
@@ -192,6 +212,7 @@ def run(
             finder=finder,
             token=token,
             missing="skip",
+            occurrence=occurrence,
             image_budget=_budget(depth),
             seed=seed,
             **options,
@@ -208,6 +229,8 @@ def run(
             "words": words,
             "finder": finder if isinstance(finder, str) else repr(finder),
             "token": token,
+            "occurrence": occurrence,
+            "shuffle_image_tokens": options.get("shuffle_image_tokens"),
             "prompt": options.get("prompt", PROMPT),
             "prefix": options.get("prefix", PREFIX),
             "max_new_tokens": options.get("max_new_tokens", MAX_NEW_TOKENS),

@@ -10,7 +10,7 @@ for heatmaps.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from mmneurons.vlm.hooks import Listener, evaluating, hooked, listening
 from mmneurons.vlm.inputs import Request, collate
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.paths import statistic_of
+from mmneurons.vlm.shuffling import shuffled_image_tokens
 from mmneurons.vlm.sites import expert_activations
 
 __all__ = [
@@ -48,10 +49,13 @@ class Keep:
     Attributes:
         image_budget: how many bytes of activations at image positions of one picture.
         gates: whether the gates alone are heard, too.
+        shuffle: the seed of another order of the image tokens; None leaves them in theirs. Nothing is kept at image
+            positions then, since a map of what was shuffled shows nothing.
     """
 
     image_budget: int = IMAGE_BUDGET
     gates: bool = False
+    shuffle: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,13 +144,14 @@ def record_generation(
     prompt = prompt_length(vlm, batch)
     ends = _end_ids(vlm, options)
     if not _is_stepwise(vlm, options):
-        sequences = _generate(vlm, batch, max_new_tokens, seed, options).sequences[:, prompt:].cpu()
+        with _shuffled(vlm, batch, keep):
+            sequences = _generate(vlm, batch, max_new_tokens, seed, options).sequences[:, prompt:].cpu()
         return [
             record_forced(vlm, request, _until_end(vlm, row, ends), keep)
             for request, row in zip(requests, sequences, strict=True)
         ]
     tape = _Tape(vlm, requests, batch, keep)
-    with tape.listening():
+    with tape.listening(), _shuffled(vlm, batch, keep):
         output = _generate(vlm, batch, max_new_tokens, seed, {**options, "output_logits": True})
     sequences = output.sequences[:, -len(output.logits) :]
     if vlm.is_encoder_decoder and output.sequences.shape[1] != len(output.logits) + len(decoder_start(vlm)):
@@ -173,13 +178,17 @@ def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], keep: Ke
     tokens = torch.tensor(list(token_ids), dtype=torch.long)
     inputs = forced_inputs(vlm, request.inputs, tokens.tolist())
     tape = _Tape(vlm, [request], inputs, keep, kept=len(tokens))
-    with evaluating(vlm.model), tape.listening():
+    with evaluating(vlm.model), tape.listening(), _shuffled(vlm, inputs, keep):
         logits = vlm.model(**inputs, use_cache=False).logits[0, -len(tokens) :].float().cpu()
     try:
         (recording,) = tape.recordings([request], [tokens], [logits], len(tokens), forced=True)
     finally:
         tape.clear()
     return recording
+
+
+def _shuffled(vlm: VLM, inputs: Mapping[str, Tensor], keep: Keep) -> AbstractContextManager[None]:
+    return nullcontext() if keep.shuffle is None else shuffled_image_tokens(vlm, inputs, keep.shuffle)
 
 
 def image_activations(
@@ -262,7 +271,8 @@ class _Tape:
         anatomy = vlm.anatomy
         self._heard: dict[str, list[Tensor]] = {}
         whole = batch["input_ids"].shape[1] if "input_ids" in batch else 0
-        self._own = [image_positions(vlm, request.inputs) for request in requests]
+        none = torch.zeros(0, dtype=torch.long)
+        self._own = [none if keep.shuffle is not None else image_positions(vlm, one.inputs) for one in requests]
         self._positions = (
             [
                 positions + (max(0, whole - request.inputs["input_ids"].shape[1]) if len(requests) > 1 else 0)

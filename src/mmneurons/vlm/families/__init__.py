@@ -20,6 +20,8 @@ class Family:
         generator: the dotted name of the part whose ``generate`` does the work, where it is not the model itself.
         image_tokens: where the decoder has image tokens: "placeholders" among the ids, "none" (the picture is seen by
             cross-attention alone), or the name of the input that marks them.
+        projector: the dotted name of the part that gives the picture's tokens, where they are not placed among the
+            embeddings that the decoder gets.
         unread: how many tokens at the end of the prompt ``generate`` leaves out.
         first: which setting of the text configuration names the token that ``generate`` puts first in the prompt.
         said_type: what ``token_type_ids`` holds for a generated token.
@@ -33,6 +35,7 @@ class Family:
     head: str | None = None
     generator: str | None = None
     image_tokens: str = "placeholders"
+    projector: str | None = None
     unread: int = 0
     said_type: int = 0
     padded: bool = True
@@ -52,17 +55,26 @@ FAMILIES = {
             head="text_decoder.cls.predictions.decoder",
             generator="text_decoder",
             image_tokens="none",
+            projector="vision_model",
             unread=1,
             end="sep_token_id",
             first="bos_token_id",
         ),
         Family("paligemma", said_type=1),
-        Family("blip-2", generator="language_model"),
-        Family("instructblip", generator="language_model"),
-        Family("kosmos-2", generator="text_model", image_tokens="image_embeds_position_mask", padded=False),
-        Family("mllama", image_tokens="none"),
-        Family("idefics", image_tokens="none"),
-        Family("git", image_tokens="none"),
+        Family("blip-2", generator="language_model", projector="language_projection"),
+        Family("instructblip", generator="language_model", projector="language_projection"),
+        Family(
+            "kosmos-2",
+            generator="text_model",
+            image_tokens="image_embeds_position_mask",
+            projector="image_to_text_projection",
+            padded=False,
+        ),
+        Family("mllama", image_tokens="none", projector="model.multi_modal_projector"),
+        Family("idefics", image_tokens="none", projector="model.vision_model"),
+        Family("git", image_tokens="none", projector="git.visual_projection"),
+        Family("florence2", projector="model.multi_modal_projector"),
+        Family("vision-encoder-decoder", image_tokens="none", projector="encoder"),
     )
 }
 
