@@ -12,7 +12,7 @@ from PIL import Image
 import mmneurons
 from helpers.command import mmn
 
-SUBCOMMANDS = ("demo", "find", "show", "report", "doctor")
+SUBCOMMANDS = ("demo", "find", "show", "report", "doctor", "models")
 
 
 @pytest.fixture
@@ -260,6 +260,17 @@ def test_help_has_examples(subcommand):
     if subcommand:
         assert "Examples" in result.out
         assert f"mmn {subcommand[0]}" in result.out
+
+
+def test_models():
+    result = mmn("models")
+    assert result.code == 0
+    assert "scores" in result.out.splitlines()[0]
+    assert any(line.split()[:2] == ["qwen2_vl", "yes"] for line in result.out.splitlines())
+    assert "pi0: out of reach" in result.out
+    events = mmn("models", "mixtral", "--json").events
+    assert [(event["name"], event["scores"], event["experts"]) for event in events] == [("llava/mixtral", "yes", "yes")]
+    assert "holds 'nothing'" in mmn("models", "nothing").err
 
 
 def test_version():
