@@ -461,7 +461,8 @@ def _contrasted(bare: Finding, word: Word, other: str) -> Target | None:
     begun = len(recording.request.prefix)
     before, after = bare.caption[begun : word.start], bare.caption[word.end :]
     spelt = spell(bare.vlm, recording.request, before + other + after)
-    _, spans = token_spans(_tokenizer(bare.vlm), recording.inputs["input_ids"][0].tolist(), spelt)
+    context = [] if bare.vlm.is_encoder_decoder else recording.inputs["input_ids"][0].tolist()
+    _, spans = token_spans(_tokenizer(bare.vlm), context, spelt)
     said = recording.token_ids.tolist()
     differs = next((step for step, (own, new) in enumerate(zip(said, spelt)) if own != new), None)
     # the differing token has to spell both words, not what comes after the shorter one

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmneurons.errors import OptionError
 from mmneurons.options import check_seed, check_whole, refuse_unknown
-from mmneurons.vlm.inputs import PREFIX, PROMPT, Request, check_inputs, continuation, make_inputs
+from mmneurons.vlm.inputs import PREFIX, PROMPT, Request, check_inputs, continuation, make_inputs, prefix_of
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, open_picture
 from mmneurons.vlm.recording import (
@@ -171,7 +171,8 @@ def _record_captions(
     for picture, text in zip(pictures, captions, strict=True):
         if not text.strip():
             raise OptionError("The caption to explain holds no word.")
-        begun = prefix if text.startswith(prefix) else ""
+        own = prefix_of(vlm, prefix)
+        begun = own if text.startswith(own) else ""
         request = make_inputs(vlm, picture, prompt, begun)
         rest = text.removeprefix(begun)
         tokens = [*spell(vlm, request, rest), *end_token_id(vlm)]
@@ -184,7 +185,7 @@ def _read(vlm: VLM, recording: Recording) -> Recording:
     tokenizer = getattr(vlm.processor, "tokenizer", None)
     if tokenizer is None:
         return recording
-    prompt = recording.inputs["input_ids"][0].tolist()
+    prompt = [] if vlm.is_encoder_decoder else recording.inputs["input_ids"][0].tolist()
     text, spans = token_spans(tokenizer, prompt, recording.token_ids.tolist())
     prefix = recording.request.prefix
     # without a prefix the blank that joins the caption to the prompt is no part of it

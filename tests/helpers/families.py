@@ -13,7 +13,7 @@ import transformers as tf
 from torch import Tensor
 from transformers import PreTrainedModel
 
-__all__ = ["FAMILIES", "Case"]
+__all__ = ["FAMILIES", "Case", "opt", "queries", "redraw", "t5"]
 
 IMAGE = 199
 """The id of the image placeholder, wherever the family has one."""
@@ -658,9 +658,9 @@ def _() -> Case:
     return idefics3(tf.SmolVLMForConditionalGeneration, tf.SmolVLMConfig)
 
 
-def opt() -> object:
+def opt(vocabulary: int = 200) -> tf.PretrainedConfig:
     return tf.OPTConfig(
-        vocab_size=200,
+        vocab_size=vocabulary,
         hidden_size=64,
         ffn_dim=112,
         num_hidden_layers=3,
@@ -673,9 +673,9 @@ def opt() -> object:
     )
 
 
-def t5() -> object:
+def t5(vocabulary: int = 200) -> tf.PretrainedConfig:
     return tf.T5Config(
-        vocab_size=200,
+        vocab_size=vocabulary,
         d_model=64,
         d_ff=112,
         d_kv=16,
@@ -689,11 +689,11 @@ def t5() -> object:
     )
 
 
-def queries(name: str, language: object) -> Case:
+def queries(name: str, language: tf.PretrainedConfig, image: int = IMAGE) -> Case:
     config: type = getattr(tf, f"{name}Config")
     vision: type = getattr(tf, f"{name}VisionConfig")
     qformer = {
-        "vocab_size": 60,
+        "vocab_size": language.vocab_size,
         "hidden_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
@@ -706,8 +706,8 @@ def queries(name: str, language: object) -> Case:
         qformer_config=qformer,
         text_config=language,
         num_query_tokens=5,
-        image_token_index=IMAGE,
-        image_token_id=IMAGE,
+        image_token_index=image,
+        image_token_id=image,
     )
     inputs = asked(5, pixels(), before=())
     if name == "InstructBlip":

@@ -36,9 +36,8 @@ def command(
     for family in families:
         cells = [family.properties.get(what, "no").ljust(len(what)) for what in PROPERTIES]
         text = "  ".join([family.name.ljust(width), *cells]).rstrip()
-        output.result(
-            text, name=family.name, **{what.replace(" ", "_"): family.properties.get(what) for what in PROPERTIES}
-        )
+        data = {what.replace(" ", "_"): family.properties.get(what) for what in PROPERTIES}
+        output.result(text, name=family.name, **data)
     for kind, reason in sorted(refused.items()):
         output.result(f"{kind}: out of reach: {reason}", name=kind, out_of_reach=reason)
     if not families and not refused:

@@ -14,7 +14,17 @@ from mmneurons.errors import OptionError, PictureError, RecordingError
 from mmneurons.vlm.decoding import PER_TOKEN, family_of
 from mmneurons.vlm.model import VLM
 
-__all__ = ["PREFIX", "PROMPT", "Request", "check_inputs", "collate", "continuation", "make_inputs", "write_prompt"]
+__all__ = [
+    "PREFIX",
+    "PROMPT",
+    "Request",
+    "check_inputs",
+    "collate",
+    "continuation",
+    "make_inputs",
+    "prefix_of",
+    "write_prompt",
+]
 
 PROMPT = "Describe the image in few words."
 """The paper's prompt."""
@@ -47,20 +57,30 @@ class Request:
 def write_prompt(vlm: VLM, prompt: str, prefix: str) -> str:
     """The text around one picture: the checkpoint's chat template over the prompt, then the prefix.
 
-    A processor without a chat template gets the image token, a line break and the prompt.
+    A processor without a chat template gets the image token, a line break and the prompt; one that puts the image's
+    tokens into the prompt itself, the prompt alone. An encoder-decoder is not begun with a prefix: what its encoder
+    reads is no part of the answer.
     """
+    prefix = prefix_of(vlm, prefix)
     processor = _processor(vlm)
     image_token = getattr(processor, "image_token", None)
     if getattr(processor, "chat_template", None):
         chat: list = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
         text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    elif family_of(vlm).plain:
+        text = f"{prompt}\n" if prefix and prompt else prompt
     elif isinstance(image_token, str):
         text = prompt if image_token in prompt else f"{image_token}\n{prompt}\n"
     else:
         raise RecordingError(f"{type(processor).__name__} has no chat template and no image token. Pass inputs={{…}}.")
-    if prefix and not text[-1:].isspace() and not prefix[0].isspace():
+    if prefix and text and not text[-1:].isspace() and not prefix[0].isspace():
         text += " "
     return text + prefix
+
+
+def prefix_of(vlm: VLM, prefix: str) -> str:
+    """How a caption is begun: an encoder-decoder's is not."""
+    return "" if vlm.is_encoder_decoder else prefix
 
 
 def make_inputs(vlm: VLM, picture: Image.Image, prompt: str = PROMPT, prefix: str = PREFIX) -> Request:
@@ -84,7 +104,20 @@ def make_inputs(vlm: VLM, picture: Image.Image, prompt: str = PROMPT, prefix: st
         inputs = processor(images=[picture], text=[text], **options)
     except ValueError as error:
         raise RecordingError(f"The processor refused the prompt {text!r}: {error}") from error
-    return Request(_to_model(vlm, inputs), text, prefix, picture.size)
+    return Request(_unended(vlm, _to_model(vlm, inputs)), text, prefix_of(vlm, prefix), picture.size)
+
+
+def _unended(vlm: VLM, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs without the token that a tokenizer ends every text with: the answer goes on where the prompt stops."""
+    tokenizer = _processor(vlm).tokenizer
+    ends = {tokenizer.eos_token_id, tokenizer.sep_token_id} - {None}
+    if vlm.is_encoder_decoder or family_of(vlm).unread or int(inputs["input_ids"][0, -1]) not in ends:
+        return inputs
+    length = inputs["input_ids"].shape[1]
+    return {
+        name: value[:, :-1] if name in PER_TOKEN and value.dim() > 1 and value.shape[1] == length else value
+        for name, value in inputs.items()
+    }
 
 
 def continuation(vlm: VLM, request: Request, text: str) -> list[int]:
@@ -97,10 +130,12 @@ def continuation(vlm: VLM, request: Request, text: str) -> list[int]:
     if request.text is None:
         raise RecordingError("Inputs given by hand have no text to go on from. Append the caption's ids to input_ids.")
     tokenizer = processor.tokenizer
+    if vlm.is_encoder_decoder:
+        return tokenizer(text.strip(), add_special_tokens=False)["input_ids"]
     options = {"add_special_tokens": not _begins(processor, request.text)}
     before, whole = (tokenizer(part, **options)["input_ids"] for part in (request.text, request.text + text))
     end = tokenizer("", add_special_tokens=options["add_special_tokens"])["input_ids"]
-    if end and end[-1] == before[-1] and end[-1] == tokenizer.eos_token_id:
+    if end and end[-1] == before[-1] and end[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         before, whole = before[:-1], whole[:-1]
     if whole[: len(before)] != before:
         raise RecordingError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from PIL import Image
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -30,6 +31,7 @@ from mmneurons.errors import AnatomyError, ModelLoadError
 from mmneurons.vlm.anatomy import Anatomy
 from mmneurons.vlm.discovery import find_anatomy
 from mmneurons.vlm.families import OUT_OF_REACH
+from mmneurons.vlm.inputs import make_inputs
 from mmneurons.vlm.measurement import measure
 from mmneurons.vlm.model import VLM
 
@@ -131,7 +133,25 @@ def _measured(
             "cannot be read. Load it without offloading: in a smaller dtype, or on more devices."
         )
     vlm = VLM(model, processor, anatomy or find_anatomy(model), name)
-    return VLM(model, processor, measure(vlm, inputs), name)
+    return VLM(model, processor, _measure(vlm, inputs), name)
+
+
+def _measure(vlm: VLM, inputs: Mapping[str, torch.Tensor] | None) -> Anatomy:
+    """Measure on text, or, where a model does not run on text or not in all its blocks, on a picture."""
+    if inputs is not None:
+        return measure(vlm, inputs)
+    try:
+        return measure(vlm)
+    except (AnatomyError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, AnatomyError) and "never ran" not in str(error):
+            raise
+        if vlm.processor is None:
+            raise AnatomyError(
+                f"A {type(vlm.model).__name__} does not run on text alone, or not in all its blocks "
+                f"({str(error).splitlines()[0]}). Pass mmn.wrap(model, processor), or inputs={{…}}: what it gets for "
+                "one picture."
+            ) from error
+        return measure(vlm, make_inputs(vlm, Image.effect_noise((256, 256), 64).convert("RGB")).inputs)
 
 
 def _check_source(source: str) -> str:

@@ -20,6 +20,7 @@ class Family:
         generator: the dotted name of the part whose ``generate`` does the work, where it is not the model itself.
         image_tokens: where the decoder has image tokens: "placeholders" among the ids, "none" (the picture is seen by
             cross-attention alone), or the name of the input that marks them.
+        plain: whether the processor puts the image's tokens into the prompt itself, so that it gets the words alone.
         projector: the dotted name of the part that gives the picture's tokens, where they are not placed among the
             embeddings that the decoder gets.
         unread: how many tokens at the end of the prompt ``generate`` leaves out.
@@ -35,6 +36,7 @@ class Family:
     head: str | None = None
     generator: str | None = None
     image_tokens: str = "placeholders"
+    plain: bool = False
     projector: str | None = None
     unread: int = 0
     said_type: int = 0
@@ -56,24 +58,26 @@ FAMILIES = {
             generator="text_decoder",
             image_tokens="none",
             projector="vision_model",
+            plain=True,
             unread=1,
             end="sep_token_id",
             first="bos_token_id",
         ),
         Family("paligemma", said_type=1),
-        Family("blip-2", generator="language_model", projector="language_projection"),
-        Family("instructblip", generator="language_model", projector="language_projection"),
+        Family("blip-2", generator="language_model", projector="language_projection", plain=True),
+        Family("instructblip", generator="language_model", projector="language_projection", plain=True),
         Family(
             "kosmos-2",
             generator="text_model",
             image_tokens="image_embeds_position_mask",
             projector="image_to_text_projection",
+            plain=True,
             padded=False,
         ),
         Family("mllama", image_tokens="none", projector="model.multi_modal_projector"),
         Family("idefics", image_tokens="none", projector="model.vision_model"),
-        Family("git", image_tokens="none", projector="git.visual_projection"),
-        Family("florence2", projector="model.multi_modal_projector"),
+        Family("git", image_tokens="none", projector="git.visual_projection", plain=True),
+        Family("florence2", projector="model.multi_modal_projector", plain=True),
         Family("vision-encoder-decoder", image_tokens="none", projector="encoder"),
     )
 }
