@@ -12,7 +12,7 @@ from PIL import Image
 import mmneurons
 from helpers.command import mmn
 
-SUBCOMMANDS = ("demo", "find", "show", "report", "doctor", "models")
+SUBCOMMANDS = ("demo", "find", "show", "report", "doctor", "models", "convert")
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ __all__ = [
     "Revision",
     "RunFolder",
     "TrustRemoteCode",
+    "VisionTower",
     "load_model",
 ]
 
@@ -46,6 +47,10 @@ AllowPickle = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the checkpoint's code.", rich_help_panel=MODEL)
 ]
+VisionTower = Annotated[
+    str | None,
+    typer.Option("--vision-tower", help="The CLIP of a first-generation LLaVA.", rich_help_panel=MODEL),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as 'mmn find' makes it.")]
@@ -58,6 +63,7 @@ def load_model(
     revision: str | None,
     allow_pickle: bool,
     trust_remote_code: bool,
+    vision_tower: str | None = None,
 ) -> VLM:
     """Load a model without the bars and warnings of the libraries below."""
     from mmneurons.errors import OptionError
@@ -74,4 +80,5 @@ def load_model(
             revision=revision,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
+            vision_tower=vision_tower,
         )

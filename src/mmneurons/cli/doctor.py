@@ -13,6 +13,7 @@ from mmneurons.cli.common import (
     Dtype,
     Revision,
     TrustRemoteCode,
+    VisionTower,
     load_model,
 )
 from mmneurons.cli.output import Output
@@ -39,12 +40,13 @@ def command(
     revision: Revision = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
+    vision_tower: VisionTower = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a model's anatomy as it was measured, and check on a picture that the scores are exact."""
     from mmneurons.diagnosis import diagnose
 
-    vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code)
+    vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     diagnosis = diagnose(vlm, picture, seed)
     Output(as_json).result("\n".join(diagnosis.lines()), **diagnosis.to_dict())
     if not diagnosis.ok:

@@ -18,6 +18,7 @@ from mmneurons.cli.common import (
     Quiet,
     Revision,
     TrustRemoteCode,
+    VisionTower,
     load_model,
 )
 from mmneurons.cli.output import Output
@@ -154,6 +155,7 @@ def command(
     revision: Revision = None,
     allow_pickle: AllowPickle = False,
     trust_remote_code: TrustRemoteCode = False,
+    vision_tower: VisionTower = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -189,7 +191,7 @@ def command(
         raise OptionError(f"There is no finder {finder!r}. There are: {', '.join(FINDERS)}.")
     gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
     check_folder(out)
-    vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code)
+    vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     output.note(repr(vlm))
     said: dict[str, object] = {
         "against": against,

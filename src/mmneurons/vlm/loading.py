@@ -31,6 +31,7 @@ from mmneurons.errors import AnatomyError, ModelLoadError
 from mmneurons.vlm.anatomy import Anatomy
 from mmneurons.vlm.discovery import find_anatomy
 from mmneurons.vlm.families import OUT_OF_REACH
+from mmneurons.vlm.families.first_llava import convert, is_first_llava
 from mmneurons.vlm.inputs import make_inputs
 from mmneurons.vlm.measurement import measure
 from mmneurons.vlm.model import VLM
@@ -50,6 +51,7 @@ def load(
     anatomy: Anatomy | None = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    vision_tower: str | os.PathLike[str] | None = None,
 ) -> VLM:
     """Load a vision-language model of transformers and measure where its neurons are.
 
@@ -63,6 +65,8 @@ def load(
         anatomy: where the parts are, instead of what the general rule finds. It is measured all the same.
         allow_pickle: also read weights that are not safetensors. A pickle can run any code when it is read.
         trust_remote_code: run the code that a checkpoint brings along.
+        vision_tower: the folder or name of the CLIP of a first-generation LLaVA checkpoint (``liuhaotian/*``), which is
+            kept apart; by default what the checkpoint names.
 
     Raises:
         ModelLoadError: there is no such model, no network, a file is missing, or it is not a vision-language model.
@@ -75,6 +79,12 @@ def load(
     else:
         source = _check_source(str(name_or_path))
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if is_first_llava(Path(source)):
+        tower = None if vision_tower is None else os.fspath(vision_tower)
+        model, processor = convert(Path(source), tower, dtype, allow_pickle)
+        return _measured(model, processor, anatomy, str(name_or_path))
+    if vision_tower is not None:
+        raise ModelLoadError(f"vision_tower is for the folder of a first-generation LLaVA; {source!r} is none.")
     _register_demo(source)
     config = _load_config(source, shared)
     model = _load_model(
@@ -197,8 +207,8 @@ def _load_config(source: str, shared: Mapping[str, Any]) -> PretrainedConfig:
         )
     if config.model_type == "llava" and getattr(config, "mm_vision_tower", None):
         raise ModelLoadError(
-            f"{source!r} is a first-generation LLaVA checkpoint. transformers would silently fill it with random "
-            "weights. Use a converted one, for example llava-hf/llava-1.5-7b-hf."
+            f"{source!r} is a first-generation LLaVA checkpoint, which transformers would silently fill with random "
+            "weights. Download it (hf download), and load the folder; it is converted on the fly."
         )
     return config
 
