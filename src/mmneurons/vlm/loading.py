@@ -30,7 +30,7 @@ from transformers.utils import logging as transformers_logging
 from mmneurons.errors import AnatomyError, ModelLoadError
 from mmneurons.vlm.anatomy import Anatomy
 from mmneurons.vlm.discovery import find_anatomy
-from mmneurons.vlm.families import OUT_OF_REACH
+from mmneurons.vlm.families import FAMILIES, OUT_OF_REACH, mplug_owl2
 from mmneurons.vlm.families.first_llava import convert, is_first_llava
 from mmneurons.vlm.inputs import make_inputs
 from mmneurons.vlm.measurement import measure
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
 __all__ = ["load", "without_bars", "wrap"]
+
+mplug_owl2.register()
 
 
 def load(
@@ -200,7 +202,7 @@ def _load_config(source: str, shared: Mapping[str, Any]) -> PretrainedConfig:
     if (reason := OUT_OF_REACH.get(config.model_type)) is not None:
         raise ModelLoadError(f"{source!r} is of type {config.model_type!r}, which cannot be studied: {reason}.")
     remote = bool(getattr(config, "auto_map", None))
-    if config.model_type not in known and not remote:
+    if config.model_type not in known and config.model_type not in FAMILIES and not remote:
         raise ModelLoadError(
             f"{source!r} is of type {config.model_type!r}, which takes no pictures: mmneurons studies vision-language "
             "models, those that transformers loads with AutoModelForImageTextToText."

@@ -64,6 +64,7 @@ FAMILIES = {
             first="bos_token_id",
         ),
         Family("paligemma", said_type=1),
+        Family("mplug_owl2"),
         Family("blip-2", generator="language_model", projector="language_projection", plain=True),
         Family("instructblip", generator="language_model", projector="language_projection", plain=True),
         Family(
