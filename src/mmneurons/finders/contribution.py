@@ -110,6 +110,8 @@ class Contribution:
             apart = constants + head.offset(rows, stream) if self.norm else 0.0
             _check_sum(vlm, work, values, exact, totals - apart)
         note = self._note(int(head.ordinary.sum()))
+        if vlm.quantised:
+            note += "; the weights are quantised, and columns are as the quantised map gives them"
         if head.transform is not None and self.norm is not None:
             note += "; the head is not linear: its activation is held at its ratio to its input, an approximation"
         shares = self.activation == "product"
@@ -202,7 +204,7 @@ def _check_sum(
     others = torch.stack(parts, 1)
     error = (others.sum(1) + contributions.double().sum((1, 2)) - totals).abs()
     size = others.abs().sum(1) + contributions.double().abs().sum((1, 2))
-    bound = 1e-3 * totals.abs().clamp_min(1) + 64 * torch.finfo(vlm.dtype).eps * size
+    bound = 1e-3 * totals.abs().clamp_min(1) + 64 * vlm.rounding * size
     if not bool((error <= bound).all()):
         raise RecordingError(
             f"The scores do not add up to the logit: {float(error.max()):.3g} is missing. Were weights or modules "

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from mmneurons.errors import AnatomyError
 from mmneurons.vlm.anatomy import Anatomy, Block, Experts, Head, Norm, WriteSite
 from mmneurons.vlm.families import FAMILIES, OUT_OF_REACH
+from mmneurons.vlm.weights import own_weight
 
 __all__ = ["find_anatomy", "norm_of", "norms_in"]
 
@@ -281,14 +282,14 @@ def _takes_mean_away(module: nn.Module) -> bool:
 
 def _is_offset(module: nn.Module) -> bool:
     """Gemma's norms store the gain less one."""
-    weight = module.get_parameter("weight").detach().float()
+    weight = own_weight(module).float()
     response = _respond(module, 1.0)
     return bool((response - (1 + weight)).abs().max() < (response - weight).abs().max())
 
 
 def _respond(module: nn.Module, constant: float | None) -> Tensor:
     """What the norm makes of a constant stream, or of one that alternates between 1 and -1."""
-    weight = module.get_parameter("weight")
+    weight = own_weight(module)
     probe = torch.ones_like(weight) if constant is None else torch.full_like(weight, constant)
     if constant is None:
         probe[1::2] = -1

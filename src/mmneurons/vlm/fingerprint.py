@@ -5,6 +5,8 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from mmneurons.vlm.weights import own_weight
+
 __all__ = ["fingerprint"]
 
 _CHUNK = 64 * 2**20
@@ -20,6 +22,9 @@ def fingerprint(model: nn.Module) -> str:
     for name, weight in sorted(model.state_dict().items()):
         if not isinstance(weight, Tensor):
             continue
+        if weight.device.type == "meta":
+            holder, _, own = name.rpartition(".")
+            weight = own_weight(model.get_submodule(holder), own)
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         flat = weight.detach().contiguous().flatten().view(torch.uint8)
         for start in range(0, len(flat), _CHUNK):

@@ -62,8 +62,8 @@ def load(
         dtype: of the weights; the checkpoint's own by default.
         device_map: as in transformers, where the weights go.
         revision: a branch, tag or commit of a checkpoint on the hub.
-        quantization: a transformers quantization configuration. Models whose write sites are then no plain matrices
-            are refused.
+        quantization: a transformers quantization configuration. The columns of quantised write sites are asked for,
+            see ``mmneurons.vlm.weights``; what is not linear then is refused.
         anatomy: where the parts are, instead of what the general rule finds. It is measured all the same.
         allow_pickle: also read weights that are not safetensors. A pickle can run any code when it is read.
         trust_remote_code: run the code that a checkpoint brings along.
@@ -138,11 +138,16 @@ def _measured(
     name: str,
     inputs: Mapping[str, torch.Tensor] | None = None,
 ) -> VLM:
-    elsewhere = [name for name, weight in model.named_parameters() if weight.device.type == "meta"]
+    elsewhere = [
+        weight
+        for holder, module in model.named_modules()
+        for weight, value in module.named_parameters(holder, recurse=False)
+        if value.device.type == "meta" and not hasattr(module, "_hf_hook")
+    ]
     if elsewhere:
         raise AnatomyError(
-            f"{len(elsewhere)} weights of {name!r} are offloaded ({elsewhere[0]}, …), so the neurons' output vectors "
-            "cannot be read. Load it without offloading: in a smaller dtype, or on more devices."
+            f"{len(elsewhere)} weights of {name!r} are not here ({elsewhere[0]}, …), and nothing says where they are. "
+            "Load it with device_map, so that accelerate fetches them."
         )
     vlm = VLM(model, processor, anatomy or find_anatomy(model), name)
     return VLM(model, processor, _measure(vlm, inputs), name)

@@ -24,7 +24,8 @@ from mmneurons.vlm.hooks import evaluating, hooked
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.paths import Carried, carry_back, gain_of, shift_of, statistic_of
 from mmneurons.vlm.readout import readout
-from mmneurons.vlm.sites import bias, dtype, expert_activations, expert_outputs, weight
+from mmneurons.vlm.sites import bias, dtype, expert_activations, expert_outputs, plain, weight
+from mmneurons.vlm.weights import asked_columns
 
 __all__ = ["measure"]
 
@@ -133,7 +134,9 @@ def _run(vlm: VLM, inputs: dict[str, Tensor]) -> _Trace:
             trace.calls[name] += 1
             trace.order.append(name)
             frozen = _frozen(model, norm, x)
-            if frozen is None or not _close(output, frozen, output.abs() + output.abs().mean(), output.dtype):
+            if frozen is None or not _close(
+                output, frozen, output.abs() + output.abs().mean(), float(torch.finfo(output.dtype).eps)
+            ):
                 # not a norm as we know them; it does no harm unless the stream goes through it, which is seen below
                 return None
             given = output.detach() + (frozen - frozen.detach()).to(output.dtype)
@@ -214,18 +217,40 @@ def _forward(model: Callable[..., object], inputs: Mapping[str, Tensor]) -> Tens
 def _check_write_sites(vlm: VLM, trace: _Trace) -> None:
     for block in vlm.anatomy.blocks:
         for site in block.sites:
-            own = weight(vlm.model, site)
-            if not own.is_floating_point() or own.shape != (vlm.anatomy.hidden, site.width):
-                raise AnatomyError(
-                    f"The weight of {site.module} is {own.dtype} of shape {tuple(own.shape)}, not a plain "
-                    f"{vlm.anatomy.hidden} × {site.width} matrix. Load the model without quantisation or offloading."
-                )
             given, gave = _activations(vlm, trace, site), _rows(site, trace.sources[site.module])
+            if not plain(vlm.model, site):
+                _check_asked(vlm, site, given, gave)
+                continue
+            own = weight(vlm.model, site)
+            if own.shape != (vlm.anatomy.hidden, site.width):
+                raise AnatomyError(
+                    f"The weight of {site.module} is {own.dtype} of shape {tuple(own.shape)}, not a "
+                    f"{vlm.anatomy.hidden} × {site.width} matrix."
+                )
             own, shift = own.float().cpu(), bias(vlm.model, site)
             expected = given @ own.T + (0 if shift is None else shift)
             size = given.abs() @ own.T.abs()
-            if not _close(gave, expected, size, dtype(vlm.model, site)):
+            if not _close(gave, expected, size, vlm.rounding):
                 raise AnatomyError(f"{site.module} is not the linear map that its weight and bias state.")
+
+
+def _check_asked(vlm: VLM, site: WriteSite, given: Tensor, gave: Tensor) -> None:
+    """See that what a quantised map gives is the sum of its columns, as they are asked for, times what it is given."""
+    if site.experts is not None:
+        raise AnatomyError(f"The experts of {site.module} are quantised, which is not supported.")
+    module, kind = vlm.model.get_submodule(site.module), dtype(vlm.model, site)
+    largest = given.abs().amax(0).topk(min(64, site.width)).indices
+    kept = torch.zeros_like(given)
+    kept[:, largest] = given[:, largest]
+    with torch.no_grad():
+        both = module(torch.stack([kept, torch.zeros_like(kept)]).to(vlm.device, kind)).float().cpu()
+    columns = asked_columns(module, site.width, largest.tolist(), kind)
+    seen, expected = both[0] - both[1], kept[:, largest] @ columns
+    if not float((seen - expected).norm()) <= 0.05 * float(seen.norm()) or gave.shape[-1] != vlm.anatomy.hidden:
+        raise AnatomyError(
+            f"{site.module} ({type(module).__name__}) is not linear to the precision that its quantisation leaves, so "
+            "the columns of its neurons cannot be read. Load the model without quantisation."
+        )
 
 
 def _activations(vlm: VLM, trace: _Trace, site: WriteSite) -> Float[Tensor, "positions width"]:
@@ -454,7 +479,7 @@ def _check_sum(vlm: VLM, anatomy: Anatomy, trace: _Trace) -> None:
     total, expected = torch.stack(parts).sum(0), (directions * stream).sum(-1)
     # the product of two random vectors, so its size is that of the two
     size = torch.stack(parts).abs().sum(0) + directions.norm(dim=-1) * stream.norm(dim=-1)
-    if not _close(total, expected, size, vlm.dtype):
+    if not _close(total, expected, size, vlm.rounding):
         off = float((total - expected).norm() / (directions.norm(dim=-1) * stream.norm(dim=-1)).norm())
         raise AnatomyError(
             f"The stream before the final norm is not the sum of what was recorded ({off:.1%} is missing): the model "
@@ -470,7 +495,7 @@ def _measure_head(vlm: VLM, trace: _Trace) -> Head:
     stream = _rows(None, trace.stream)
     if vlm.anatomy.norm is not None and trace.ended is not None:
         normed, seen = plain.normalize(stream), _rows(None, trace.ended)
-        if not _close(seen, normed, normed.abs() + normed.abs().mean(), vlm.dtype):
+        if not _close(seen, normed, normed.abs() + normed.abs().mean(), vlm.rounding):
             raise AnatomyError(f"{vlm.anatomy.norm.module} does not norm as its weight and epsilon say.")
     logits = trace.logits.reshape(-1, trace.logits.shape[-1])[-len(stream) :].double().cpu()
     raw = plain.logits(stream)[-len(logits) :].double()
@@ -483,15 +508,15 @@ def _measure_head(vlm: VLM, trace: _Trace) -> Head:
         scale = float((uncapped * raw).sum() / raw.square().sum())
         scale = 1.0 if abs(scale - 1) < 4 * torch.finfo(vlm.dtype).eps else scale
         expected = scale * raw if softcap is None else softcap * torch.tanh(scale * raw / softcap)
-        if _close(logits, expected, scale * size, vlm.dtype):
+        if _close(logits, expected, scale * size, vlm.rounding):
             return replace(head, scale=scale, softcap=softcap)
     raise AnatomyError(
         f"{head.module} after {vlm.anatomy.end if vlm.anatomy.norm else 'the stream'} does not give the model's logits."
     )
 
 
-def _close(seen: Tensor, expected: Tensor, size: Tensor, kind: torch.dtype) -> bool:
+def _close(seen: Tensor, expected: Tensor, size: Tensor, rounding: float) -> bool:
     """Whether two sums agree to rounding, where ``size`` is how large their partial sums were."""
-    unit = torch.finfo(kind).eps * size.double().clamp_min(torch.finfo(torch.float32).tiny)
+    unit = rounding * size.double().clamp_min(torch.finfo(torch.float32).tiny)
     error = (seen.detach().double() - expected.detach().double()).abs() / unit
     return bool(error.square().mean().sqrt() <= _ROUNDINGS)

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from mmneurons.vlm.anatomy import Anatomy
-from mmneurons.vlm.sites import dtype
+from mmneurons.vlm.sites import dtype, plain
 
 if TYPE_CHECKING:
     from mmneurons.neurons import Neuron
@@ -36,12 +36,30 @@ class VLM:
     @property
     def device(self) -> torch.device:
         """Where the model takes its inputs."""
-        return self.model.get_input_embeddings().get_parameter("weight").device
+        embeddings = self.model.get_input_embeddings()
+        weight = getattr(embeddings, "weight", None)
+        if isinstance(weight, torch.Tensor) and weight.device.type != "meta":
+            return weight.device
+        return torch.device(getattr(getattr(embeddings, "_hf_hook", None), "execution_device", None) or "cpu")
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the write sites, in which the neurons' activations are computed."""
         return dtype(self.model, self.anatomy.blocks[0].sites[0])
+
+    @property
+    def quantised(self) -> bool:
+        """Whether some write site's weight is no ordinary matrix, so that its columns are asked for, not read."""
+        return not all(plain(self.model, site) for block in self.anatomy.blocks for site in block.sites)
+
+    @property
+    def rounding(self) -> float:
+        """How far two ways to compute the same may be apart, relative to what was added up.
+
+        That of the dtype; of a quantised model at least that of eight bits, to which its kernels may round inputs.
+        """
+        own = torch.finfo(self.dtype).eps
+        return max(own, 2.0**-8) if self.quantised else own
 
     @property
     def is_encoder_decoder(self) -> bool:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mmneurons.vlm.anatomy import Anatomy, Norm, Path
+from mmneurons.vlm.weights import fetched, own_weight
 
 __all__ = ["Carried", "carry_back", "gain_of", "shift_of", "statistic_of", "write_paths"]
 
@@ -103,13 +104,15 @@ def statistic_of(norm: Norm, x: Float[Tensor, "*positions hidden"]) -> Float[Ten
 
 def gain_of(model: nn.Module, norm: Norm) -> Float[Tensor, "hidden"]:
     """What a norm multiplies by, elementwise. Float32 on the CPU."""
-    return model.get_submodule(norm.module).get_parameter("weight").detach().float().cpu() + norm.offset
+    return own_weight(model.get_submodule(norm.module)).float().cpu() + norm.offset
 
 
 def shift_of(model: nn.Module, norm: Norm) -> Float[Tensor, "hidden"] | None:
     """What a norm adds, if anything. Float32 on the CPU."""
-    shift = getattr(model.get_submodule(norm.module), "bias", None)
-    return None if shift is None else shift.detach().float().cpu()
+    module = model.get_submodule(norm.module)
+    with fetched(module):
+        shift = getattr(module, "bias", None)
+        return None if shift is None else shift.detach().float().cpu()
 
 
 def write_paths(anatomy: Anatomy) -> list[Path]:

@@ -24,6 +24,7 @@ from mmneurons.vlm.anatomy import Norm
 from mmneurons.vlm.discovery import norm_of
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.paths import gain_of, shift_of, statistic_of
+from mmneurons.vlm.weights import fetched, own_weight
 
 __all__ = ["Readout", "readout"]
 
@@ -164,8 +165,10 @@ def readout(vlm: VLM) -> Readout:
     """Read the final norm and the head of a model, as they are now."""
     norm = vlm.anatomy.norm
     head = vlm.model.get_submodule(vlm.anatomy.head.module)
-    bias = getattr(head, "bias", None)
-    unembedding = head.get_parameter("weight").detach()
+    with fetched(head):
+        bias = getattr(head, "bias", None)
+        bias = None if bias is None else bias.detach().clone()
+    unembedding = own_weight(head)
     if isinstance(more := getattr(head, "additional_fc", None), nn.Module):
         # Idefics keeps the rows of the tokens that were added to its vocabulary apart
         unembedding = torch.cat([unembedding, more.get_parameter("weight").detach()])

@@ -13,13 +13,23 @@ from torch import Tensor, nn
 
 from mmneurons.errors import AnatomyError
 from mmneurons.vlm.anatomy import WriteSite
+from mmneurons.vlm.weights import asked_columns, fetched, is_plain, own_weight, products
 
-__all__ = ["bias", "columns", "dtype", "expert_activations", "expert_outputs", "project", "weight"]
+__all__ = ["bias", "columns", "dtype", "expert_activations", "expert_outputs", "plain", "project", "weight"]
+
+
+def plain(model: nn.Module, site: WriteSite) -> bool:
+    """Whether a site's weight is an ordinary matrix, and not quantised."""
+    return is_plain(model.get_submodule(site.module), site.parameter)
 
 
 def weight(model: nn.Module, site: WriteSite) -> Float[Tensor, "hidden width"]:
-    """The weight whose columns are the output vectors before the path; a view of a dense site, a copy of experts."""
-    own = model.get_submodule(site.module).get_parameter(site.parameter).detach()
+    """The weight whose columns are the output vectors before the path; a view of a dense site, a copy of experts.
+
+    Raises:
+        AnatomyError: it is quantised.
+    """
+    own = own_weight(model.get_submodule(site.module), site.parameter)
     if site.experts is None:
         return own.T if site.transposed else own
     flat = own if site.experts.transposed else own.transpose(1, 2)
@@ -27,13 +37,22 @@ def weight(model: nn.Module, site: WriteSite) -> Float[Tensor, "hidden width"]:
 
 
 def dtype(model: nn.Module, site: WriteSite) -> torch.dtype:
-    """The dtype of the weight."""
-    return model.get_submodule(site.module).get_parameter(site.parameter).dtype
+    """The dtype that a site is computed in."""
+    own = getattr(model.get_submodule(site.module), site.parameter, None)
+    if plain(model, site) and isinstance(own, Tensor):
+        return own.dtype
+    norms = (weight.dtype for name, weight in model.named_parameters() if "norm" in name and weight.is_floating_point())
+    return next(norms, torch.float32)
 
 
 def columns(model: nn.Module, site: WriteSite, units: Sequence[int]) -> Float[Tensor, "units hidden"]:
     """The columns of some units of a site, counted from the site's first. Float32 on the CPU."""
-    own = model.get_submodule(site.module).get_parameter(site.parameter).detach()
+    module = model.get_submodule(site.module)
+    if not units:
+        return torch.zeros(0, 0)
+    if not plain(model, site):
+        return asked_columns(module, site.width, units, dtype(model, site))
+    own = own_weight(module, site.parameter)
     if site.experts is None:
         chosen = torch.tensor(list(units), device=own.device)
         return (own[chosen] if site.transposed else own[:, chosen].T).float().cpu()
@@ -41,7 +60,7 @@ def columns(model: nn.Module, site: WriteSite, units: Sequence[int]) -> Float[Te
     for unit in units:
         expert, place = divmod(unit, site.experts.width)
         rows.append(own[expert, place] if site.experts.transposed else own[expert, :, place])
-    return torch.stack(rows).float().cpu() if rows else torch.zeros(0, own.shape[2 if site.experts.transposed else 1])
+    return torch.stack(rows).float().cpu()
 
 
 def project(
@@ -58,7 +77,10 @@ def project(
         directions: a row for each.
         active: activations; experts that are at zero in all rows are left out, and give zeros.
     """
-    own = model.get_submodule(site.module).get_parameter(site.parameter).detach()
+    module = model.get_submodule(site.module)
+    if not plain(model, site):
+        return products(module, site.width, directions, dtype(model, site))
+    own = own_weight(module, site.parameter)
     given = directions.to(own.device)
     if site.experts is None:
         own = own.T if site.transposed else own
@@ -74,8 +96,11 @@ def project(
 
 def bias(model: nn.Module, site: WriteSite) -> Float[Tensor, "hidden"] | None:
     """The bias that is written whatever the neurons do, if there is one. Float32 on the CPU."""
-    own = None if site.experts is not None else getattr(model.get_submodule(site.module), "bias", None)
-    return None if own is None else own.detach().float().cpu()
+    module = model.get_submodule(site.module)
+    if site.experts is not None or getattr(module, "bias", None) is None:
+        return None
+    with fetched(module):
+        return module.get_parameter("bias").detach().float().cpu()
 
 
 def expert_activations(
