@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+import mmneurons as mmn
 from helpers.tiny import tiny_llava_next
 from mmneurons.errors import OptionError
 from mmneurons.heatmaps import Heatmap, mask_iou, pointing_hit
@@ -111,7 +112,7 @@ def test_the_peak_of_tiles_and_whole_is_the_largest_value_of_a_fine_map():
             == model.config.image_token_id
         ).sum()
     )
-    place = geometry(processor, model.config, size, tokens)
+    place = geometry(mmn.wrap(model, processor), size, tokens)
     for seed in range(5):
         shown = Heatmap(random_values(1, tokens, seed)[0], place)
         x, y = shown.peak()

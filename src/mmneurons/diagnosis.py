@@ -31,7 +31,7 @@ from mmneurons.options import check_seed
 from mmneurons.recordings import MAX_NEW_TOKENS
 from mmneurons.table import visible
 from mmneurons.vlm.anatomy import Anatomy, Block, Path
-from mmneurons.vlm.geometry import Geometry, ImageGrid, geometry
+from mmneurons.vlm.geometry import Geometry, ImageGrid, placed
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, picture_name
 from mmneurons.vlm.readout import readout
@@ -405,7 +405,7 @@ def _geometry(found: Finding) -> Geometry:
         raise OptionError("there is no processor, so there was no picture")
     if not tokens:
         raise OptionError("no token of the prompt is known to stand for a part of the picture")
-    return geometry(vlm.processor, vlm.model.config, found.picture.size, tokens)
+    return placed(vlm, found.picture.size, tokens)
 
 
 def _picture_part(grid: ImageGrid, size: tuple[int, int]) -> PicturePart:

@@ -30,7 +30,7 @@ from mmneurons.options import named_words, refuse_unknown
 from mmneurons.promotion import PromotedBy, promoted_tokens
 from mmneurons.recordings import RecordOptions, as_list, is_many, record_pictures, spell
 from mmneurons.table import NeuronRow, NeuronTable, full_note
-from mmneurons.vlm.geometry import geometry
+from mmneurons.vlm.geometry import placed
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, open_picture
 from mmneurons.vlm.recording import (
@@ -140,7 +140,7 @@ class WordFinding:
 
         Raises:
             OptionError: there is no picture, no image token, or no such neuron.
-            AnatomyError: which part of the picture an image token shows is not known for this family.
+            AnatomyError: which part of the picture an image token shows cannot be told, or each shows the whole.
         """
         found, vlm = self.found, self.found.vlm
         if found.picture is None or vlm.processor is None:
@@ -154,7 +154,7 @@ class WordFinding:
         name = vlm.anatomy.name(*places[0]) if first is None else f"mean of the first {first}"
         return Heatmap(
             values=values.numpy().astype(np.float32),
-            geometry=geometry(vlm.processor, vlm.model.config, found.picture.size, len(values)),
+            geometry=placed(vlm, found.picture.size, len(values)),
             title=f"{self.word}: {name}",
             source="recording" if found.recording.image_activations is not None else "second prefill",
         )

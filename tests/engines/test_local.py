@@ -88,7 +88,7 @@ def check_word(row, word):
 def check_maps(maps, word):
     looks = {(0, None): word.look(0), (1, None): word.look(1), (None, 2): word.look(first=2)}
     found = word.found
-    places = geometry(found.vlm.processor, found.vlm.model.config, found.picture.size, len(word.look(0).values))
+    places = geometry(found.vlm, found.picture.size, len(word.look(0).values))
     assert maps.height == 3 * len(places.grids)
     for row in maps.iter_rows(named=True):
         look, grid = looks[row["rank"], row["first"]], places.grids[row["grid"]]

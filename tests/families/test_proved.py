@@ -8,6 +8,7 @@ import pytest
 
 import mmneurons as mmn
 from helpers.families import FAMILIES
+from mmneurons.vlm.decoding import family_of
 from mmneurons.vlm.families import proved as module
 from mmneurons.vlm.families.proved import PROPERTIES, RESULTS, page, proved
 
@@ -27,11 +28,20 @@ def shown(outcomes, name: str) -> dict[str, str]:
         seen = set(outcomes.get((name, what), ["absent"]))
         if what == "experts":
             properties[what] = "yes" if experts else "–"
+        elif what == "heatmaps" and seen == {"absent"} and (vlm.is_encoder_decoder or _unplaced(vlm)):
+            properties[what] = "–"
+        elif what == "heatmaps" and set(outcomes.get((name, "whole"), [])) == {"passed"}:
+            properties[what] = "whole"
         elif "failed" in seen:
             properties[what] = "failed"
         else:
             properties[what] = "yes" if seen == {"passed"} else "no"
     return properties
+
+
+def _unplaced(vlm) -> bool:
+    """Whether the decoder has no image tokens."""
+    return family_of(vlm).image_tokens == "none"
 
 
 def test_the_table_is_what_the_tests_have_shown(outcomes):

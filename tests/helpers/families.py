@@ -351,7 +351,7 @@ def _() -> Case:
             "head_dim": 8,
             "patch_size": 4,
             "pooling_kernel_size": 2,
-            "position_embedding_size": 16,
+            "position_embedding_size": 64,
         },
         audio_config=None,
         image_token_id=IMAGE,

@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
+import mmneurons as mmn
 from helpers.tiny import tiny_llava_next
 from mmneurons.heatmaps import Heatmap
 from mmneurons.reports.maps import UNSEEN, raster, stored_heatmap
@@ -64,7 +65,7 @@ def test_tiles_and_newlines_of_llava_next_are_the_map_again():
         inputs = processor(images=Image.new("RGB", size), text="<image>", return_tensors="pt")
         tokens = int((inputs["input_ids"] == model.config.image_token_id).sum())
         values = np.random.default_rng(1).normal(size=tokens).astype(np.float32)
-        shown = Heatmap(values, geometry(processor, model.config, size, tokens))
+        shown = Heatmap(values, geometry(mmn.wrap(model, processor), size, tokens))
         assert len(shown.geometry.grids) > 1
         np.testing.assert_allclose(stored_heatmap(rows_of(shown), size).map(), shown.map(), atol=1e-3)
 

@@ -16,7 +16,7 @@ from mmneurons.finding import Finding, WordFinding
 from mmneurons.neurons import output_vectors
 from mmneurons.promotion import Promoter
 from mmneurons.runs.schema import TABLES
-from mmneurons.vlm.geometry import Geometry, geometry
+from mmneurons.vlm.geometry import Geometry, placed
 from mmneurons.vlm.recording import image_activations
 
 __all__ = ["Depth", "Meanings", "ShardRows", "joined"]
@@ -186,7 +186,7 @@ def _geometry(found: Finding, picture: Image.Image) -> Geometry | None:
     if not tokens or found.vlm.processor is None:
         return None
     try:
-        return geometry(found.vlm.processor, found.vlm.model.config, picture.size, tokens)
+        return placed(found.vlm, picture.size, tokens)
     except AnatomyError:
         return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, ProcessorMixin
     from transformers.image_processing_utils import BaseImageProcessor
 
+    from mmneurons.vlm.model import VLM
     from mmneurons.vlm.pixel_map import PixelMap
 
-__all__ = ["Geometry", "ImageGrid", "Processed", "Rectangle", "TokenGrid", "TokenLayout", "even_spans", "geometry"]
+__all__ = [
+    "Geometry",
+    "ImageGrid",
+    "Processed",
+    "Rectangle",
+    "TokenGrid",
+    "TokenLayout",
+    "even_spans",
+    "geometry",
+    "laid_out",
+    "on_picture",
+    "placed",
+]
 
 Rectangle = tuple[float, float, float, float]
 """x0, y0, x1, y1 in pixels of the picture, from its left upper corner; the far edges are not included."""
@@ -78,18 +92,21 @@ class Geometry:
         size: width and height of the picture.
         tokens: how many image tokens there are, those that show no part of it (a newline, a class token) included.
         grids: the grids they form: one, or the whole picture and its tiles.
+        whole: every token sees the whole picture (a resampler, queries), so there are no grids.
     """
 
     size: tuple[int, int]
     tokens: int
     grids: tuple[ImageGrid, ...]
+    whole: bool = False
 
     def rectangles(self) -> list[Rectangle | None]:
         """Return each token's rectangle, cut off at the picture's edges.
 
         None where a token shows nothing but padding, or stands for no part at all (a newline, a class token).
         """
-        found: list[Rectangle | None] = [None] * self.tokens
+        width, height = self.size
+        found: list[Rectangle | None] = [(0.0, 0.0, float(width), float(height)) if self.whole else None] * self.tokens
         for grid in self.grids:
             (columns, rows), (x, y) = grid.visible(self.size), grid.spans()
             x, y = x.clip(0, self.size[0]).tolist(), y.clip(0, self.size[1]).tolist()
@@ -152,31 +169,46 @@ def even_spans(count: int, step: float, start: float = 0.0) -> Float[np.ndarray,
     return np.stack([edges[:-1], edges[1:]], axis=1)
 
 
-def geometry(
-    processor: ProcessorMixin, model_config: PreTrainedConfig, picture_size: tuple[int, int], tokens: int
-) -> Geometry:
+def geometry(vlm: VLM, picture_size: tuple[int, int], tokens: int) -> Geometry:
     """Find where the image tokens of a picture lie in it.
 
-    Costs two runs of the image processor on a picture of the same size; what was found is kept for the next picture of
-    that size.
+    By the family's own layout where it has one, otherwise by measuring what each token is made of
+    (``measured_layout``). Costs two runs of the image processor on a picture of the same size, and up to two dozen
+    passes through the model's projector; what was found is kept for the next picture of that size.
 
     Args:
-        processor: The model's processor.
-        model_config: The model's configuration.
+        vlm: The model, with its processor.
         picture_size: Width and height of the picture that the processor was given, after any rotation.
         tokens: How many image tokens stand in the sequence for this picture.
 
     Raises:
-        AnatomyError: the family's token layout is not known, the tokens in the sequence are not as many as the layout
+        AnatomyError: the family's token layout cannot be measured, the tokens in the sequence are not as many as it
             has, or the image processor does not treat the axes apart.
     """
-    key = (_signature(processor, model_config), picture_size, tokens)
+    if vlm.processor is None:
+        raise AnatomyError("There is no processor, so where image tokens lie cannot be told.")
+    key = (_signature(vlm.processor, vlm.model.config), picture_size, tokens)
     if key not in _found:
-        _found[key] = _find(processor, model_config, picture_size, tokens)
+        _found[key] = _find(vlm, picture_size, tokens)
         if len(_found) > 256:
             _found.popitem(last=False)
     _found.move_to_end(key)
     return _found[key]
+
+
+def placed(vlm: VLM, picture_size: tuple[int, int], tokens: int) -> Geometry:
+    """As ``geometry``, for maps: refuse where there is nothing to tell one place from another.
+
+    Raises:
+        AnatomyError: as in ``geometry``; or every token sees the whole picture.
+    """
+    found = geometry(vlm, picture_size, tokens)
+    if found.whole:
+        raise AnatomyError(
+            f"Each of the {tokens} image tokens of a model of type {vlm.model.config.model_type!r} is made of the "
+            "whole picture (a resampler, or queries), so a map over it would show nothing. Everything else works."
+        )
+    return found
 
 
 _found: OrderedDict[tuple, Geometry] = OrderedDict()
@@ -189,31 +221,42 @@ def _signature(processor: ProcessorMixin, config: PreTrainedConfig) -> str:
     return type(image_processor).__name__ + json.dumps(settings, sort_keys=True, default=str)
 
 
-def _find(processor: ProcessorMixin, config: PreTrainedConfig, size: tuple[int, int], tokens: int) -> Geometry:
+def _find(vlm: VLM, size: tuple[int, int], tokens: int) -> Geometry:
     from mmneurons.vlm.families import FAMILIES
+    from mmneurons.vlm.measured_layout import measured_geometry
+
+    family = FAMILIES.get(vlm.model.config.model_type)
+    if family is None or family.layout is None:
+        return measured_geometry(vlm, size, tokens)
+    assert vlm.processor is not None
+    return laid_out(vlm.processor, vlm.model.config, family.layout, size, tokens)
+
+
+def laid_out(
+    processor: ProcessorMixin,
+    config: PreTrainedConfig,
+    layout: Callable[[Processed], TokenLayout],
+    size: tuple[int, int],
+    tokens: int,
+) -> Geometry:
+    """The geometry by a family's layout; arguments and errors as in ``geometry``."""
     from mmneurons.vlm.pixel_map import process_chart
 
-    family = FAMILIES.get(config.model_type)
-    if family is None or family.layout is None:
-        known = ", ".join(sorted(name for name, other in FAMILIES.items() if other.layout is not None))
-        raise AnatomyError(
-            f"How models of type {config.model_type!r} lay out their image tokens is not known, so where the neurons "
-            f"look cannot be shown; everything else works. Known are {known}."
-        )
     chart = process_chart(processor.image_processor, size)
     tiles, _, height, width = chart.tiles.shape
     processed = Processed(config, processor, size, tiles, width, height, tokens)
-    plan = family.layout(processed)
+    plan = layout(processed)
     if plan.tokens != tokens:
         raise AnatomyError(
             f"A picture of {size[0]} × {size[1]} pixels should be {plan.tokens} image tokens in a model of type "
             f"{config.model_type!r}, but there are {tokens} in the sequence. Processor and model may not belong "
             "together; where the neurons look cannot be shown."
         )
-    return Geometry(size, tokens, tuple(_on_picture(grid, chart.pixel_map(grid.tiles)) for grid in plan.grids))
+    return Geometry(size, tokens, tuple(on_picture(grid, chart.pixel_map(grid.tiles)) for grid in plan.grids))
 
 
-def _on_picture(grid: TokenGrid, pixel_map: PixelMap) -> ImageGrid:
+def on_picture(grid: TokenGrid, pixel_map: PixelMap) -> ImageGrid:
+    """Where a grid over processed pixels lies in the picture."""
     x, y = pixel_map.x.original(grid.x_spans), pixel_map.y.original(grid.y_spans)
     rows, columns = grid.positions.shape
     rectangle = (float(x[0, 0]), float(y[0, 0]), float(x[-1, 1]), float(y[-1, 1]))

@@ -37,9 +37,15 @@ def listening(
 
 @contextmanager
 def hooked(
-    model: nn.Module, before: Mapping[str, Callable[..., object]], after: Mapping[str, Callable[..., object]]
+    model: nn.Module,
+    before: Mapping[str, Callable[..., object]],
+    after: Mapping[str, Callable[..., object]],
+    first: bool = False,
 ) -> Iterator[None]:
-    """As ``listening``, with hooks as torch has them, which are given keyword arguments, too."""
+    """As ``listening``, with hooks as torch has them, which are given keyword arguments, too.
+
+    ``first``: what they return is what hooks that are there already get to see.
+    """
     with ExitStack() as stack:
         with _LOCKS_LOCK:
             lock = _LOCKS.setdefault(model, RLock())
@@ -48,7 +54,7 @@ def hooked(
             handle = model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         for name, hook in after.items():
-            handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True)
+            handle = model.get_submodule(name).register_forward_hook(hook, with_kwargs=True, prepend=first)
             stack.callback(handle.remove)
         yield
 

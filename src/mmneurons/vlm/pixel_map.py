@@ -25,7 +25,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from mmneurons.errors import AnatomyError
 
-__all__ = ["Axis", "PixelMap", "ProcessedChart", "process_chart"]
+__all__ = ["Axis", "PixelMap", "ProcessedChart", "chart_levels", "positions_of", "process_chart"]
 
 LOW, MAIN, TILT = 8, 200.0, 32.36
 """Levels: where red and green begin, how far they grow along their own axis and along the other. They end at 240."""
@@ -145,7 +145,8 @@ def process_chart(image_processor: BaseImageProcessor, size: tuple[int, int]) ->
     )
 
 
-def _chart(size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+def chart_levels(size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
+    """The chart of a picture's size: red grows along x, green along y, blue stays."""
     width, height = size
     x, y = (np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height
     step = STEP if TILT * min(size) / max(size) > 2 * STEP else 1
@@ -160,7 +161,7 @@ def _chart(size: tuple[int, int]) -> UInt8[np.ndarray, "height width 3"]:
 
 def _process(image_processor: BaseImageProcessor, size: tuple[int, int]) -> Float[np.ndarray, "tiles 3 height width"]:
     """Return what comes of the chart and its negative, as in ``ProcessedChart.tiles``."""
-    levels = _chart(size)
+    levels = chart_levels(size)
     bright = _pixels(image_processor, levels)
     # In place: the chart of a large picture is large.
     np.subtract(MIRROR, levels, out=levels)
@@ -176,7 +177,8 @@ def _pixels(
 ) -> Float[np.ndarray, "tiles 3 processed_height processed_width"]:
     picture = Image.fromarray(levels)
     processed = image_processor(images=[picture], return_tensors="pt", do_rescale=False, do_normalize=False)
-    pixels = np.asarray(processed["pixel_values"], dtype=np.float32)
+    named = next(name for name in ("pixel_values", "pixel_values_images") if name in processed)
+    pixels = np.asarray(processed[named], dtype=np.float32)
     if pixels.ndim == 5 and len(pixels) == 1:
         pixels = pixels[0]
     if pixels.ndim != 4 or pixels.shape[1] != 3:
@@ -197,11 +199,18 @@ def _shown(pixels: Float[np.ndarray, "3 height width"]) -> Bool[np.ndarray, "hei
     return pixels[2] > 0.5
 
 
+def positions_of(
+    colors: Float[np.ndarray, "*any 2"], size: tuple[int, int]
+) -> tuple[Float[np.ndarray, "*any"], Float[np.ndarray, "*any"]]:
+    """Return x and y in a chart of this size from levels of red and green."""
+    mix = np.linalg.inv([[MAIN, TILT], [TILT, MAIN]])
+    red, green = colors[..., 0] - LOW, colors[..., 1] - LOW
+    return (mix[0, 0] * red + mix[0, 1] * green) * size[0], (mix[1, 0] * red + mix[1, 1] * green) * size[1]
+
+
 def _positions(pixels: Float[np.ndarray, "3 height width"], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return x and y in the chart, each (height, width), from red and green."""
-    mix = np.linalg.inv([[MAIN, TILT], [TILT, MAIN]])
-    red, green = pixels[0] - LOW, pixels[1] - LOW
-    return (mix[0, 0] * red + mix[0, 1] * green) * size[0], (mix[1, 0] * red + mix[1, 1] * green) * size[1]
+    return positions_of(np.moveaxis(pixels[:2], 0, -1), size)
 
 
 def _put_together(

@@ -17,7 +17,7 @@ PROPERTIES = {
     "batches": "a batch gives what single pictures give",
     "static cache": "so does a static cache",
     "beams": "beam search is recorded by what it said",
-    "heatmaps": "which part of the picture an image token shows is known",
+    "heatmaps": "which part of the picture an image token shows is measured; whole: each sees the whole picture",
     "shuffling": "image tokens can be put into another order",
 }
 """What is shown of a family, and what it means."""
@@ -31,7 +31,7 @@ class Proved:
 
     Attributes:
         name: its type in transformers; behind a slash the kind of its text model.
-        properties: for every one of ``PROPERTIES`` "yes", "no", or "–" where the family does not have it.
+        properties: for every one of ``PROPERTIES`` "yes", "no" (not shown), or "–" where the family does not have it.
     """
 
     name: str

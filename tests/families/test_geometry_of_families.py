@@ -1,0 +1,206 @@
+"""Where image tokens lie, family by family.
+
+The general rule knows no family. It is checked against closed forms where there are some, against rectangles computed
+by hand, and, for all, against the model: with the vision tower's layers off, a mark in the original picture changes
+exactly the tokens whose rectangles it touches.
+"""
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from PIL import Image
+
+import mmneurons as mmn
+from helpers import tiny
+from helpers.families import FAMILIES
+from mmneurons.errors import AnatomyError
+from mmneurons.vlm.families import FAMILIES as LAYOUTS
+from mmneurons.vlm.geometry import geometry, laid_out, placed
+from mmneurons.vlm.measured_layout import measured_geometry
+from mmneurons.vlm.supports import _without_layers, features_of, tokens_per_image
+
+pytestmark = pytest.mark.families
+
+SIZE = (90, 60)
+
+
+def square(side, kind=tf.CLIPImageProcessor, **more):
+    shape = {"height": side, "width": side}
+    return kind(size=shape, **more)
+
+
+def crop(side):
+    return tf.CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+
+
+def qwen(patch):
+    return tf.Qwen2VLImageProcessor(patch_size=patch, min_pixels=4 * patch**2, max_pixels=24 * patch**2)
+
+
+def glm(patch):
+    side = {"shortest_edge": 4 * patch**2 * 2, "longest_edge": 24 * patch**2 * 2}
+    return tf.Glm4vImageProcessor(patch_size=patch, size=side)
+
+
+GRIDS = [[28, 56], [56, 28], [56, 56]]
+
+PROCESSORS = {
+    "llava": lambda: crop(28),
+    "vipllava": lambda: crop(28),
+    "video_llava": lambda: tf.VideoLlavaImageProcessor(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    ),
+    "llava_next": lambda: tf.LlavaNextImageProcessor(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=GRIDS
+    ),
+    "llava_onevision": lambda: square(28, tf.LlavaOnevisionImageProcessor, image_grid_pinpoints=GRIDS),
+    "paligemma": lambda: square(28, tf.SiglipImageProcessor),
+    "paligemma/gemma2": lambda: square(28, tf.SiglipImageProcessor),
+    "gemma3": lambda: square(28, tf.Gemma3ImageProcessor),
+    "internvl": lambda: square(56, tf.GotOcr2ImageProcessor, crop_to_patches=True, max_patches=4),
+    "aya_vision": lambda: square(56, tf.GotOcr2ImageProcessor, crop_to_patches=True, max_patches=4),
+    "mistral3": lambda: tf.PixtralImageProcessor(size={"longest_edge": 56}, patch_size=28),
+    "qwen2_vl": lambda: qwen(14),
+    "qwen2_5_vl": lambda: qwen(14),
+    "qwen3_vl": lambda: qwen(16),
+    "qwen3_vl_moe": lambda: qwen(16),
+    "qwen3_5": lambda: qwen(16),
+    "qwen3_5_moe": lambda: qwen(16),
+    "glm4v": lambda: glm(14),
+    "glm4v_moe": lambda: glm(14),
+    "deepseek_vl": lambda: square(28, tf.DeepseekVLImageProcessor, min_size=14),
+    "janus": lambda: square(28, tf.JanusImageProcessor, min_size=14),
+    "ovis2": lambda: square(28, tf.SiglipImageProcessor),
+    "idefics3": lambda: tf.Idefics3ImageProcessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56}),
+    "smolvlm": lambda: tf.SmolVLMImageProcessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56}),
+    "gemma4": lambda: tf.Gemma4ImageProcessor(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70),
+}
+"""The image processors of the families with image tokens that have a place, where they do without torchvision."""
+
+PROCESSORS |= {name: PROCESSORS["llava"] for name in FAMILIES if name.startswith("llava/")}
+
+WHOLE = ("idefics2", "blip-2/opt", "instructblip/llama", "instructblip/opt")
+
+NONE = ("mllama", "idefics", "git", "blip", "vision-encoder-decoder", "fuyu", "kosmos-2", "chameleon")
+
+
+class Processor(tf.ProcessorMixin):
+    """A processor of pictures alone."""
+
+    def __init__(self, images):
+        self.image_processor = images
+
+
+def made(name, images):
+    case = FAMILIES[name]()
+    vlm = mmn.wrap(case.model, inputs=None if case.text else case.inputs)
+    return type(vlm)(vlm.model, Processor(images), vlm.anatomy, vlm.name)
+
+
+def given(vlm, picture):
+    prepared = vlm.processor.image_processor(images=[picture], return_tensors="pt")
+    return {name: value for name, value in prepared.items() if isinstance(value, torch.Tensor)}
+
+
+def tokens_of(vlm, picture):
+    """With the layers of the vision tower off, the tokens of a picture."""
+    with torch.no_grad(), _without_layers(vlm.model, vlm.anatomy):
+        return torch.cat(features_of(vlm.model, given(vlm, picture))).float()
+
+
+@pytest.mark.parametrize("case", PROCESSORS)
+def test_rectangles_of_a_family(case):
+    vlm = made(case, PROCESSORS[case]())
+    count = sum(tokens_per_image(vlm.model, given(vlm, Image.new("RGB", SIZE))))
+    found = measured_geometry(vlm, SIZE, count)
+    assert not found.whole
+    rectangles = found.rectangles()
+    assert sum(one is not None for one in rectangles) >= 2
+    noise = np.random.default_rng(0).integers(60, 190, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+    before = tokens_of(vlm, Image.fromarray(noise))
+    for x, y in ((8, 8), (45, 30), (82, 51), (20, 50)):
+        marked = noise.copy()
+        marked[y - 1 : y + 1, x - 1 : x + 1] = 255
+        change = (tokens_of(vlm, Image.fromarray(marked)) - before).abs().amax(1)
+        touched = change > 0.02 * change.max().clamp_min(1e-6)
+        for token, rectangle in enumerate(rectangles):
+            near = rectangle is not None and inside(rectangle, x, y, 4)
+            well_inside = rectangle is not None and inside(rectangle, x, y, -4)
+            assert not (touched[token] and not near), (token, rectangle, (x, y))
+            assert touched[token] or not well_inside, (token, rectangle, (x, y))
+
+
+def inside(rectangle, x, y, margin):
+    x0, y0, x1, y1 = rectangle
+    return x0 - margin <= x <= x1 + margin and y0 - margin <= y <= y1 + margin
+
+
+@pytest.mark.parametrize("make", [tiny.tiny_llava, tiny.tiny_llava_next, tiny.tiny_llava_onevision])
+@pytest.mark.parametrize("size", [(90, 60), (40, 120), (64, 64)])
+def test_the_general_rule_gives_what_closed_forms_give(make, size):
+    model, processor = make()
+    vlm = mmn.wrap(model, processor)
+    encoded = processor(images=Image.new("RGB", size), text="<image>\ndescribe", return_tensors="pt")
+    count = int((encoded["input_ids"] == model.config.image_token_id).sum())
+    closed = laid_out(processor, model.config, LAYOUTS[model.config.model_type].layout, size, count).rectangles()
+    measured = measured_geometry(vlm, size, count).rectangles()
+    for one, other in zip(closed, measured, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert one == pytest.approx(other, abs=0.3)
+
+
+def test_a_crop_by_hand():
+    """90 × 60 is made 42 × 28 and its middle taken: x from 15 to 75, in 2 × 2 patches of 30 pixels."""
+    found = measured_geometry(made("llava", crop(28)), SIZE, 4)
+    expected = [(15, 0, 45, 30), (45, 0, 75, 30), (15, 30, 45, 60), (45, 30, 75, 60)]
+    for rectangle, other in zip(found.rectangles(), expected, strict=True):
+        assert rectangle == pytest.approx(other, abs=0.2)
+
+
+def test_merged_patches_by_hand():
+    """90 × 60 is made 84 × 56: 6 × 4 patches, merged two by two to 3 × 2 tokens of 30 × 30 pixels."""
+    found = measured_geometry(made("qwen2_vl", qwen(14)), SIZE, 6)
+    (grid,) = found.grids
+    assert (grid.rows, grid.columns) == (2, 3)
+    for index, rectangle in enumerate(found.rectangles()):
+        row, column = divmod(index, 3)
+        assert rectangle == pytest.approx((30 * column, 30 * row, 30 * column + 30, 30 * row + 30), abs=0.3)
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_queries_see_the_whole_picture_and_it_is_said(case):
+    images = tf.BlipImageProcessor(size={"height": 28, "width": 28})
+    if case == "idefics2":
+        images = tf.Idefics2ImageProcessor(size={"shortest_edge": 28, "longest_edge": 28}, do_image_splitting=False)
+    vlm = made(case, images)
+    count = sum(tokens_per_image(vlm.model, given(vlm, Image.new("RGB", SIZE))))
+    found = geometry(vlm, SIZE, count)
+    assert found.whole
+    assert found.rectangles() == [(0, 0, 90, 60)] * count
+    with pytest.raises(AnatomyError, match="made of the whole picture"):
+        placed(vlm, SIZE, count)
+
+
+@pytest.mark.parametrize("case", NONE)
+def test_what_cannot_be_measured_is_refused_by_name(case):
+    vlm = made(case, crop(28))
+    with pytest.raises(AnatomyError, match=f"models of type '{vlm.model.config.model_type}'.*everything else works"):
+        measured_geometry(vlm, SIZE, 4)
+
+
+def test_tokens_that_are_not_as_many_are_refused():
+    with pytest.raises(AnatomyError, match=r"makes 4 image tokens .* but there are 5"):
+        measured_geometry(made("llava", crop(28)), SIZE, 5)
+
+
+@pytest.mark.parametrize("make", [tiny.tiny_llava, tiny.tiny_llava_next])
+def test_adjacent_pictures_of_one_prompt_are_told_apart(make):
+    model, processor = make()
+    pictures = [Image.new("RGB", (90, 60)), Image.new("RGB", (40, 120))]
+    both = processor(images=pictures, text="<image><image>\ndescribe", return_tensors="pt")
+    single = [processor(images=[one], text="<image>\ndescribe", return_tensors="pt") for one in pictures]
+    counts = [int((one["input_ids"] == model.config.image_token_id).sum()) for one in single]
+    assert tokens_per_image(model, both) == counts
+    assert int((both["input_ids"] == model.config.image_token_id).sum()) == sum(counts)
