@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import OrderedDict
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from helpers import tiny
 from helpers.speaking import make_it_say
 from mmneurons import diagnosis
 from mmneurons.diagnosis import diagnose
-from mmneurons.errors import NounPipelineMissingError, PictureError, RecordingError
+from mmneurons.errors import AnatomyError, NounPipelineMissingError, PictureError, RecordingError
 from mmneurons.finders import Contribution
 from mmneurons.vlm.sites import weight
 from test_anatomy import SMALL, llava_over
@@ -214,11 +215,15 @@ def test_half_precision_is_rounding_and_no_failure(picture, dtype):
     assert not diagnose(vlm, picture).ok
 
 
-def test_an_unknown_family_has_no_heatmaps(llava, picture, monkeypatch):
+def test_a_family_whose_image_tokens_cannot_be_measured_has_no_heatmaps(llava, picture, monkeypatch):
     from mmneurons.vlm import families
 
+    def fail(*_):
+        raise AnatomyError("Nobody knows.")
+
     monkeypatch.setattr(families, "FAMILIES", {})
-    monkeypatch.setattr("mmneurons.vlm.geometry._found", {})
+    monkeypatch.setattr("mmneurons.vlm.measured_layout.supports", fail)
+    monkeypatch.setattr("mmneurons.vlm.geometry._found", OrderedDict())
     found = diagnose(llava, picture)
     assert found.ok
     assert found.sample.grids == ()

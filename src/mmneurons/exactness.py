@@ -22,7 +22,7 @@ from mmneurons.vlm.model import VLM
 from mmneurons.vlm.paths import carry_back, write_paths
 from mmneurons.vlm.readout import readout
 from mmneurons.vlm.recording import Recording
-from mmneurons.vlm.replay import streams_without
+from mmneurons.vlm.replay import Prefix, prefix, streams_without
 from mmneurons.vlm.sites import bias, project
 
 __all__ = ["Completeness", "NeuronCheck", "check_block", "check_neurons", "completeness", "completeness_at"]
@@ -149,9 +149,10 @@ def check_neurons(word: WordFinding, neurons: Sequence[tuple[int, int] | str]) -
     if not places:
         raise OptionError("There are no neurons to check.")
     groups = {block: [place for place in places if place[0] == block] for block, _ in places}
+    vlm, recording, target = word.found.vlm, word.found.recording, word.targets[0]
+    before = prefix(vlm, recording, target.step)
     checks = [
-        check_block(word.found.vlm, word.found.recording, word.targets[0], group, word.scores, finder.against)
-        for group in groups.values()
+        check_block(vlm, recording, target, group, word.scores, finder.against, before) for group in groups.values()
     ]
     order = [place for group in groups.values() for place in group]
     back = [order.index(place) for place in places]
@@ -169,6 +170,7 @@ def check_block(
     neurons: Sequence[tuple[int, int]],
     claimed: Float[Tensor, "blocks width"],
     against: str | None = None,
+    before: Prefix | None = None,
 ) -> NeuronCheck:
     """Take neurons of one block away, one by one, and follow the change to the logit on a forward.
 
@@ -183,6 +185,7 @@ def check_block(
         neurons: block and column of each; all of one block.
         claimed: the scores that are checked.
         against: as in ``mmneurons.finders.Contribution``.
+        before: what lies before the step, where several blocks are checked (``mmneurons.vlm.replay.prefix``).
 
     Raises:
         OptionError: the neurons are of several blocks.
@@ -192,7 +195,7 @@ def check_block(
         raise OptionError("check_block takes neurons of one block at a time.")
     index = blocks.pop()
     columns = torch.tensor([column for _, column in neurons])
-    streams = streams_without(vlm, recording, target.step, index, columns)
+    streams = streams_without(vlm, recording, target.step, index, columns, before)
     head = readout(vlm)
     full = streams[:1]
     rows, constants = directions(head, recording.logits[target.step][None], [target], against)

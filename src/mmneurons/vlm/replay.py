@@ -8,13 +8,16 @@ whole sequence is run in every row.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from inspect import signature
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers import Cache
 
 from mmneurons.errors import RecordingError
 from mmneurons.vlm.anatomy import Norm, WriteSite
@@ -26,7 +29,7 @@ from mmneurons.vlm.recording import Recording
 from mmneurons.vlm.sites import columns as columns_of
 from mmneurons.vlm.sites import expert_activations
 
-__all__ = ["drop", "logits_without", "streams_without"]
+__all__ = ["Prefix", "drop", "logits_without", "prefix", "streams_without"]
 
 Places = Sequence[tuple[int, int, int]]
 """Row, and block and column of a neuron."""
@@ -35,8 +38,30 @@ _CLOSE = 1e-3
 """How far logits of a replay may be from those of the recording, over the largest of them."""
 
 
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """What lies before a step, run once for several replays of it.
+
+    Attributes:
+        cache: its keys and values; None where the family does not let them be shared.
+    """
+
+    cache: Cache | None
+
+
+def prefix(vlm: VLM, recording: Recording, step: int) -> Prefix:
+    """Run everything before a step."""
+    with evaluating(vlm.model):
+        return Prefix(_prefilled(vlm, forced_inputs(vlm, recording.inputs, recording.token_ids[: step + 1].tolist())))
+
+
 def streams_without(
-    vlm: VLM, recording: Recording, step: int, index: int, columns: Int[Tensor, "columns"]
+    vlm: VLM,
+    recording: Recording,
+    step: int,
+    index: int,
+    columns: Int[Tensor, "columns"],
+    before: Prefix | None = None,
 ) -> Float[Tensor, "rows hidden"]:
     """The stream before the final norm: row 0 as it is, every other row with one unit of one block at zero.
 
@@ -69,7 +94,7 @@ def streams_without(
     held = {name: hold(name) for name in (*later, *(gate.module for gate in anatomy.gates)) if name not in dropped}
     places = [(row, index, int(column)) for row, column in enumerate(columns, 1)]
     frozen = {norm.module: _freeze(vlm.model, norm, rows) for norm in anatomy.norms}
-    _replay(vlm, recording, step, rows, places, {anatomy.end: keep}, held, frozen)
+    _replay(vlm, recording, step, rows, places, {anatomy.end: keep}, held, frozen, before)
     return found["stream"]
 
 
@@ -179,6 +204,7 @@ def _replay(
     inputs: Mapping[str, Listener],
     outputs: Mapping[str, Listener],
     frozen: Mapping[str, Callable],
+    prefix: Prefix | None = None,
 ) -> Float[Tensor, "rows vocabulary"]:
     """Run the emitting position of a step in several rows that share what came before; return its logits."""
     before, after = drop(vlm, places, rows, slice(-1, None))
@@ -194,7 +220,7 @@ def _replay(
 
     with evaluating(vlm.model):
         for run in (_cached, _whole):
-            logits = run(vlm, said, rows, listened)
+            logits = run(vlm, said, rows, listened, prefix)
             if logits is not None and _agrees(vlm, logits[0], expected):
                 return logits
     raise RecordingError(
@@ -203,30 +229,47 @@ def _replay(
     )
 
 
-def _cached(vlm: VLM, said: dict[str, Tensor], rows: int, listened: Callable[[], ExitStack]) -> Tensor | None:
+def _cached(
+    vlm: VLM, said: dict[str, Tensor], rows: int, listened: Callable[[], ExitStack], prefix: Prefix | None
+) -> Tensor | None:
     """Only the last position in several rows; None where the family does not go on from a cache like that."""
-    if vlm.is_encoder_decoder or "input_ids" not in said or said["input_ids"].shape[1] < 2:
+    cache = _prefilled(vlm, said) if prefix is None else copy.deepcopy(prefix.cache)
+    if cache is None:
         return None
     tokens = said["input_ids"]
-    length = tokens.shape[1]
-    first = {name: value[:, :-1] if _per_token(value, length) else value for name, value in said.items()}
-    # the head over a whole prompt is a fifth of the work, where a model lets one leave it out
-    few = {"logits_to_keep": 1} if "logits_to_keep" in signature(vlm.model.forward).parameters else {}
+    mask = torch.ones(rows, tokens.shape[1], dtype=torch.long, device=tokens.device)
     try:
-        cache = vlm.model(**first, use_cache=True, **few).past_key_values
         cache.batch_repeat_interleave(rows)
-        mask = torch.ones(rows, length, dtype=torch.long, device=tokens.device)
         with listened():
             output = vlm.model(
                 input_ids=tokens[:, -1:].expand(rows, -1), attention_mask=mask, past_key_values=cache, use_cache=True
             )
-    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError):
-        # a family that cannot be run like that; the whole sequence is run instead, and an error there is told
+    except _UNSHARED:
         return None
     return output.logits[:, -1].float().cpu()
 
 
-def _whole(vlm: VLM, said: dict[str, Tensor], rows: int, listened: Callable[[], ExitStack]) -> Tensor:
+_UNSHARED = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
+"""How a family says that it does not go on from a cache; an error of the whole sequence, run then, is told."""
+
+
+def _prefilled(vlm: VLM, said: dict[str, Tensor]) -> Cache | None:
+    """The keys and values of all but the last position."""
+    if vlm.is_encoder_decoder or "input_ids" not in said or said["input_ids"].shape[1] < 2:
+        return None
+    length = said["input_ids"].shape[1]
+    first = {name: value[:, :-1] if _per_token(value, length) else value for name, value in said.items()}
+    # the head over a whole prompt is a fifth of the work, where a model lets one leave it out
+    few = {"logits_to_keep": 1} if "logits_to_keep" in signature(vlm.model.forward).parameters else {}
+    try:
+        return vlm.model(**first, use_cache=True, **few).past_key_values
+    except _UNSHARED:
+        return None
+
+
+def _whole(
+    vlm: VLM, said: dict[str, Tensor], rows: int, listened: Callable[[], ExitStack], _prefix: Prefix | None
+) -> Tensor:
     repeated = {name: torch.cat([value] * rows) for name, value in said.items()}
     with listened():
         return vlm.model(**repeated, use_cache=False).logits[:, -1].float().cpu()
