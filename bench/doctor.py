@@ -48,7 +48,7 @@ def seven_billion(blocks: int = 32) -> tuple[LlavaForConditionalGeneration, Llav
         projection_dim=768,
     )
     image = tokenizer.convert_tokens_to_ids("<image>")
-    config = LlavaConfig(text_config=text, vision_config=vision, image_token_id=image, image_token_index=image)
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=image)
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
     made = LlavaForConditionalGeneration.from_pretrained(

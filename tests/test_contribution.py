@@ -7,7 +7,7 @@ from transformers import GraniteConfig, PhiConfig
 import mmneurons as mmn
 from helpers import tiny
 from mmneurons.errors import OptionError
-from mmneurons.exactness import check_block, completeness_at
+from mmneurons.exactness import check_places, completeness_at
 from mmneurons.finders import Activation, Contribution, Random, Target, make_finder
 from mmneurons.vlm.readout import readout
 from test_anatomy import SMALL, llava_over
@@ -67,7 +67,7 @@ def test_a_neuron_taken_away_takes_its_contribution_along(recorded, against):
     (scores,) = Contribution(against)(vlm, recording, [checked])
     for block in range(3):
         columns = torch.randperm(112, generator=torch.Generator().manual_seed(block))[:40].tolist()
-        check = check_block(vlm, recording, checked, [(block, c) for c in columns], scores.values, against)
+        check = check_places(vlm, recording, checked, [(block, c) for c in columns], scores.values, against)
         assert check.error < 1e-5
         assert check.measured.abs().max() > 1e-3
 
@@ -79,7 +79,7 @@ def test_the_checks_see_wrong_scores(recorded):
     (scores,) = Contribution(None)(vlm, recording, [checked])
     neurons = [(1, column) for column in range(112)]
     permuted = scores.values.flip(1)
-    assert check_block(vlm, recording, checked, neurons, permuted, None).error > 1e-3
+    assert check_places(vlm, recording, checked, neurons, permuted, None).error > 1e-3
 
 
 def test_autograd_gives_the_same(recorded):
@@ -174,7 +174,7 @@ def test_other_language_models_are_exact_too(config, against):
         assert complete.expected == pytest.approx(float(logits[checked.token]), rel=1e-4)
     (scores,) = Contribution(against)(vlm, recording, [checked])
     neurons = [(0, column) for column in range(vlm.anatomy.blocks[0].width)]
-    assert check_block(vlm, recording, checked, neurons, scores.values, against).error < 1e-5
+    assert check_places(vlm, recording, checked, neurons, scores.values, against).error < 1e-5
 
 
 def test_finding_after_an_edit_by_hand_and_its_undoing(picture):
@@ -320,3 +320,15 @@ def test_a_misspelt_reference_is_no_word(llava, picture):
     assert word.note == "against 'cat'"
     with pytest.raises(OptionError, match="cannot be contrasted with a word"):
         word.found.at(0)
+
+
+def test_neurons_of_all_blocks_are_checked_together_in_as_many_rows_as_there_is_room_for(recorded, monkeypatch):
+    vlm, recording = recorded
+    word = mmn.find(vlm, inputs=recording.inputs, max_new_tokens=4, against=None).at(2)
+    places = [(block, column) for column in (3, 50) for block in range(len(vlm.anatomy.blocks))]
+    at_once = mmn.check_neurons(word, places)
+    monkeypatch.setattr("mmneurons.vlm.replay.MOST", 3)
+    in_parts = mmn.check_neurons(word, places)
+    torch.testing.assert_close(at_once.measured, in_parts.measured, rtol=1e-3, atol=1e-6)
+    assert torch.equal(at_once.claimed, torch.stack([word.scores[place] for place in places]))
+    assert at_once.error < 1e-5

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mmneurons as mmn
-from mmneurons.exactness import check_block, completeness_at
+from mmneurons.exactness import check_places, completeness_at
 from mmneurons.finders import Contribution, Target
 from mmneurons.vlm.sites import weight as weight_of
 
@@ -50,7 +50,7 @@ def test_a_hundred_neurons_of_every_block_taken_away_one_by_one(demo, findings, 
     for block in range(len(demo.anatomy.blocks)):
         columns = torch.randperm(demo.anatomy.width, generator=draw)[:100].tolist()
         neurons = [(block, column) for column in columns]
-        assert check_block(demo, found.recording, target, neurons, scores.values, against).error < 1e-4
+        assert check_places(demo, found.recording, target, neurons, scores.values, against).error < 1e-4
 
 
 def test_a_batch_is_the_same_as_one_by_one(demo, findings):

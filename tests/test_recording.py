@@ -1,4 +1,8 @@
 import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -254,3 +258,48 @@ def test_a_recording_that_is_dropped_is_gone_at_once(llava, picture, options):
         assert held() == before
     finally:
         gc.enable()
+
+
+COMPILED = """
+import sys
+import numpy as np
+import torch
+from PIL import Image
+import mmneurons as mmn
+from helpers import tiny
+from mmneurons.errors import AnatomyError, RecordingError
+
+model, processor = tiny.tiny_llava()
+picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8))
+vlm = mmn.wrap(model, processor)
+expected = mmn.record(vlm, picture, max_new_tokens=4)
+for layer in model.model.language_model.layers:
+    layer.forward = torch.compile(layer.forward, backend="eager")
+try:
+    if sys.argv[1] == "wrapped":
+        vlm = mmn.wrap(model, processor)
+    else:
+        model.generate(**expected.inputs, max_new_tokens=4, do_sample=False)
+    seen = mmn.record(vlm, picture, max_new_tokens=4)
+except (RecordingError, AnatomyError) as refusal:
+    print("refused", refusal)
+else:
+    assert seen.token_ids.tolist() == expected.token_ids.tolist()
+    torch.testing.assert_close(seen.activations, expected.activations, rtol=1e-4, atol=1e-5)
+    print("right")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["wrapped", "run"])
+def test_a_compiled_model_is_recorded_rightly_or_refused(when):
+    """Hooks that come after compilation can be passed by; then there is no recording rather than a short one.
+
+    In a process of its own: compilation and the checks of shapes do not go together.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    ran = subprocess.run(
+        [sys.executable, "-c", COMPILED, when], capture_output=True, text=True, env=environment, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("right") or "refused" in ran.stdout

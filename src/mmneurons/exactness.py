@@ -25,7 +25,7 @@ from mmneurons.vlm.recording import Recording
 from mmneurons.vlm.replay import Prefix, prefix, streams_without
 from mmneurons.vlm.sites import bias, project
 
-__all__ = ["Completeness", "NeuronCheck", "check_block", "check_neurons", "completeness", "completeness_at"]
+__all__ = ["Completeness", "NeuronCheck", "check_neurons", "check_places", "completeness", "completeness_at"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class NeuronCheck:
 def check_neurons(word: WordFinding, neurons: Sequence[tuple[int, int] | str]) -> NeuronCheck:
     """Take neurons away one by one, and compare what the logit loses with their scores.
 
-    See ``check_block`` for what is held on the way.
+    See ``check_places`` for what is held on the way.
 
     Args:
         word: of a finding by ``contribution`` with the norm and with whole activations, of one explained token.
@@ -148,22 +148,21 @@ def check_neurons(word: WordFinding, neurons: Sequence[tuple[int, int] | str]) -
         raise OptionError("The scores of several tokens are added up here: check each with token='first' or found.at.")
     if not places:
         raise OptionError("There are no neurons to check.")
-    groups = {block: [place for place in places if place[0] == block] for block, _ in places}
     vlm, recording, target = word.found.vlm, word.found.recording, word.targets[0]
     before = prefix(vlm, recording, target.step)
+    size = before.rows - 1
     checks = [
-        check_block(vlm, recording, target, group, word.scores, finder.against, before) for group in groups.values()
+        check_places(vlm, recording, target, places[start : start + size], word.scores, finder.against, before)
+        for start in range(0, len(places), size)
     ]
-    order = [place for group in groups.values() for place in group]
-    back = [order.index(place) for place in places]
     return NeuronCheck(
-        measured=torch.cat([check.measured for check in checks])[back],
-        claimed=torch.cat([check.claimed for check in checks])[back],
+        measured=torch.cat([check.measured for check in checks]),
+        claimed=torch.cat([check.claimed for check in checks]),
         expected=checks[0].expected,
     )
 
 
-def check_block(
+def check_places(
     vlm: VLM,
     recording: Recording,
     target: Target,
@@ -172,30 +171,22 @@ def check_block(
     against: str | None = None,
     before: Prefix | None = None,
 ) -> NeuronCheck:
-    """Take neurons of one block away, one by one, and follow the change to the logit on a forward.
+    """Take neurons away, one by one, and follow the change to the logit on a forward.
 
-    The model runs again over the prompt and the caption up to the step. The block's FFN is computed anew from its own
-    input with one activation at zero; every later write is held at what it was with all activations in place, and so
-    are the final norm's statistics. What is left of the change before the final norm is read along the direction.
+    The model runs again over the prompt and the caption up to the step. A neuron's FFN is computed anew from its own
+    input with this activation at zero; every later write is held at what it was with all activations in place, and so
+    are the norms' statistics. What is left of the change before the final norm is read along the direction.
 
     Args:
         vlm: the model, with the weights that it was recorded with.
         recording: of any caption.
         target: the step and the token.
-        neurons: block and column of each; all of one block.
+        neurons: block and column of each; all are run at once, each in a row of its own.
         claimed: the scores that are checked.
         against: as in ``mmneurons.finders.Contribution``.
-        before: what lies before the step, where several blocks are checked (``mmneurons.vlm.replay.prefix``).
-
-    Raises:
-        OptionError: the neurons are of several blocks.
+        before: what lies before the step, where it was run already (``mmneurons.vlm.replay.prefix``).
     """
-    blocks = {block for block, _ in neurons}
-    if len(blocks) != 1:
-        raise OptionError("check_block takes neurons of one block at a time.")
-    index = blocks.pop()
-    columns = torch.tensor([column for _, column in neurons])
-    streams = streams_without(vlm, recording, target.step, index, columns, before)
+    streams = streams_without(vlm, recording, target.step, neurons, before)
     head = readout(vlm)
     full = streams[:1]
     rows, constants = directions(head, recording.logits[target.step][None], [target], against)
@@ -203,7 +194,7 @@ def check_block(
     shift = 0.0 if head.shift is None else float((rows @ head.shift)[0])
     return NeuronCheck(
         measured=((full - streams[1:]) @ pulled).float(),
-        claimed=claimed[index, columns],
+        claimed=torch.stack([claimed[place] for place in neurons]),
         expected=float((rows.double() * head.normalize(full).double()).sum()) + float(constants[0]) - shift,
     )
 

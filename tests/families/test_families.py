@@ -6,7 +6,7 @@ import torch
 import mmneurons as mmn
 from helpers.families import FAMILIES
 from mmneurons.errors import OptionError, RecordingError
-from mmneurons.exactness import check_block, completeness_at
+from mmneurons.exactness import check_places, completeness_at
 from mmneurons.finders import Contribution, Target
 from mmneurons.vlm.decoding import family_of
 
@@ -72,7 +72,7 @@ def test_scores_are_what_the_logit_loses_without_a_neuron(case, recording):
             alive = recording.activations[2, index, site.columns].nonzero().flatten()
             assert len(alive) >= NEURONS
             drawn += (site.start + alive[torch.randperm(len(alive), generator=generator)[:NEURONS]]).tolist()
-        check = check_block(vlm, recording, target, [(index, column) for column in drawn], scores.values)
+        check = check_places(vlm, recording, target, [(index, column) for column in drawn], scores.values)
         assert check.error < 1e-4
         assert (check.measured - check.claimed).abs().max() < 0.02 * check.measured.abs().max()
 

@@ -80,7 +80,7 @@ PROCESSORS = {
 
 PROCESSORS |= {name: PROCESSORS["llava"] for name in FAMILIES if name.startswith("llava/")}
 
-WHOLE = ("idefics2", "blip-2/opt", "instructblip/llama", "instructblip/opt")
+WHOLE = ("idefics2", "blip-2/opt", "instructblip/llama", "instructblip/opt", "mplug_owl2")
 
 NONE = ("mllama", "idefics", "git", "blip", "vision-encoder-decoder", "fuyu", "kosmos-2", "chameleon")
 

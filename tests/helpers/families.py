@@ -13,6 +13,8 @@ import transformers as tf
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mmneurons.vlm.families.mplug_owl2 import MPLUGOwl2Config, MPLUGOwl2ForConditionalGeneration
+
 __all__ = ["FAMILIES", "Case", "opt", "queries", "redraw", "t5"]
 
 IMAGE = 199
@@ -937,6 +939,46 @@ def _() -> Case:
         "image_num_crops": torch.tensor([1]),
     }
     return Case(tf.Molmo2ForConditionalGeneration(config), asked(4, pictures))
+
+
+@family("mplug_owl2")
+def _() -> Case:
+    config = MPLUGOwl2Config(
+        **text(),
+        visual_config={
+            "visual_model": {
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "visual_abstractor": {
+                "hidden_size": 32,
+                "encoder_hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_learnable_queries": 4,
+                "grid_size": 2,
+            },
+        },
+        image_token_id=IMAGE,
+    )
+    return counted(MPLUGOwl2ForConditionalGeneration(config), pixels())
+
+
+@family("aria")
+def _() -> Case:
+    config = tf.AriaConfig(
+        vision_config={"model_type": "idefics3_vision", **VISION},
+        text_config=text(moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1, head_dim=16),
+        projector_patch_to_query_dict={4: 4},
+        image_token_index=IMAGE,
+    )
+    pictures = {"pixel_values": noise(1, 3, 28, 28), "pixel_mask": torch.ones(1, 28, 28, dtype=torch.bool)}
+    return Case(tf.AriaForConditionalGeneration(config), asked(4, pictures))
 
 
 over("phi", lambda: tf.PhiConfig(**text(num_key_value_heads=4)))

@@ -323,10 +323,7 @@ def _paths(vlm: VLM, trace: _Trace) -> Anatomy:
     for name, path in paths.items():
         seen = _rows(sites.get(name), live[name], total=False).double()
         gains = _ratio(name, seen, carried.at(path), tolerance)
-        if _constant(gains, tolerance):
-            paths[name] = replace(path, gain=_snapped(float(gains.mean()), vlm.dtype))
-            continue
-        paths[name] = _gated(vlm, trace, name, path, gains, narrow, tolerance)
+        paths[name] = _with_gain(vlm, trace, name, path, gains, narrow, tolerance)
     used = {path.gate.module for path in paths.values() if path.gate is not None}
     if unknown := [name for name in narrow if name not in used]:
         raise AnatomyError(f"{unknown[0]} has a say in the stream, but writes no vector into it; it is not supported.")
@@ -429,28 +426,46 @@ def _ratio(name: str, seen: Tensor, expected: Tensor, tolerance: float) -> Float
 
 
 def _constant(ratio: Tensor, tolerance: float) -> bool:
-    return bool((ratio - ratio.mean()).abs().max() <= tolerance * ratio.abs().max())
+    return _spread(ratio) <= tolerance
 
 
 def _snapped(gain: float, kind: torch.dtype) -> float:
     return 1.0 if abs(gain - 1) < 4 * torch.finfo(kind).eps + 1e-6 else gain
 
 
-def _gated(
+def _with_gain(
     vlm: VLM, trace: _Trace, name: str, path: Path, gains: Tensor, narrow: Sequence[str], tolerance: float
 ) -> Path:
-    """The path with the gate that makes its gain differ from position to position."""
+    """The path with its constant; and with a gate, where that explains better how it differs between positions."""
+    best, gate, spread = gains, None, _spread(gains)
     for other in narrow:
         value = _rows(None, trace.sources[other])
-        if value.shape[-1] != 1:
-            continue
-        ratio = gains / torch.sigmoid(value[:, 0].double())
-        if _constant(ratio, 10 * tolerance):
-            return replace(path, gain=_snapped(float(ratio.mean()), vlm.dtype), gate=Gate(other))
-    raise AnatomyError(
-        f"What {name} writes is multiplied by something that differs from position to position "
-        f"({', '.join(f'{gain:.3g}' for gain in gains.tolist())}), and that is no gate that is known."
-    )
+        if value.shape[-1] == 1 and other.rpartition(".")[0] == _shared_part(other, name):
+            ratio = gains / torch.sigmoid(value[:, 0].double())
+            if _spread(ratio) < spread:
+                best, gate, spread = ratio, Gate(other), _spread(ratio)
+    if not spread <= (tolerance if gate is None else 10 * tolerance):
+        raise AnatomyError(
+            f"What {name} writes is multiplied by something that differs from position to position "
+            f"({', '.join(f'{gain:.3g}' for gain in gains.tolist())}), and that is no gate that is known."
+        )
+    return replace(path, gain=_snapped(float(best.mean()), vlm.dtype), gate=gate)
+
+
+def _shared_part(gate: str, write: str) -> str:
+    """The beginning that a gate's name shares with a write's, up to the part that both belong to."""
+    parts = zip(gate.split("."), write.split("."))
+    shared = []
+    for one, other in parts:
+        if one != other:
+            break
+        shared.append(one)
+    return ".".join(shared)
+
+
+def _spread(ratio: Tensor) -> float:
+    """How far the constants of positions are apart, over the largest."""
+    return float((ratio - ratio.mean()).abs().max() / ratio.abs().max().clamp_min(1e-30))
 
 
 def _none(like: Tensor) -> Float[Tensor, "positions 0"]:

@@ -359,12 +359,18 @@ class _Tape:
     def _note_activations(self, block: int, site: WriteSite) -> Listener:
         note = self._note(f"activations {site.module}")
         prefilled = False
+        last = max((int(own.max()) for own in self._positions if len(own)), default=-1)
 
         def listener(x: Tensor) -> None:
             nonlocal prefilled
             note(x)
             if self._images is not None and not prefilled:
-                rows = x.detach().view(self._rows, -1, x.shape[-1])
+                rows = x.detach().reshape(self._rows, -1, x.shape[-1])
+                if rows.shape[1] <= last:
+                    raise RecordingError(
+                        f"{site.module!r} was not heard while the prompt was read: the hooks were passed by. Was the "
+                        "model compiled after it was loaded?"
+                    )
                 for kept, row, own in zip(self._images, rows, self._slices, strict=True):
                     kept[block, :, site.columns] = row[own]
             prefilled = True

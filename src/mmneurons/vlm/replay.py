@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from inspect import signature
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import Cache
 
@@ -34,6 +34,12 @@ __all__ = ["Prefix", "drop", "logits_without", "prefix", "streams_without"]
 Places = Sequence[tuple[int, int, int]]
 """Row, and block and column of a neuron."""
 
+ROOM = 4 * 2**30
+"""How many bytes of keys and values a replay of several rows may take."""
+
+FEWEST, MOST = 5, 64
+"""How many rows at least, and at most, whatever the room."""
+
 _CLOSE = 1e-3
 """How far logits of a replay may be from those of the recording, over the largest of them."""
 
@@ -48,6 +54,14 @@ class Prefix:
 
     cache: Cache | None
 
+    @property
+    def rows(self) -> int:
+        """How many rows can share it, each with a copy of its own, in ``ROOM``."""
+        layers = [] if self.cache is None else getattr(self.cache, "layers", [])
+        held = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+        size = sum(one.numel() * one.element_size() for one in held if isinstance(one, Tensor))
+        return int(min(MOST, max(FEWEST, ROOM // max(size, 1))))
+
 
 def prefix(vlm: VLM, recording: Recording, step: int) -> Prefix:
     """Run everything before a step."""
@@ -56,45 +70,40 @@ def prefix(vlm: VLM, recording: Recording, step: int) -> Prefix:
 
 
 def streams_without(
-    vlm: VLM,
-    recording: Recording,
-    step: int,
-    index: int,
-    columns: Int[Tensor, "columns"],
-    before: Prefix | None = None,
+    vlm: VLM, recording: Recording, step: int, neurons: Sequence[tuple[int, int]], before: Prefix | None = None
 ) -> Float[Tensor, "rows hidden"]:
-    """The stream before the final norm: row 0 as it is, every other row with one unit of one block at zero.
+    """The stream before the final norm: row 0 as it is, then a row for each neuron with its activation at zero.
 
-    Later writes, gates and the statistics of norms on the way are held at those of row 0, so that the stream changes by
-    what the unit wrote and by nothing else.
+    In each row later writes, gates and the statistics of norms on the way are held at those of row 0, so that the
+    stream changes by what the neuron wrote and by nothing else.
     """
     anatomy = vlm.anatomy
     found: dict[str, Tensor] = {}
-    sites = {site.module: site for block in anatomy.blocks for site in block.sites}
-    rows = len(columns) + 1
+    rows = len(neurons) + 1
+    # row 0 is held at itself, so that it makes no difference to it
+    own = torch.tensor([-1, *(block for block, _ in neurons)])
 
-    def hold(name: str) -> Listener:
-        site = sites.get(name)
+    def hold(held: Tensor, site: WriteSite | None = None) -> Listener:
         # experts of some families give a row for every expert and token
         groups = site.experts.count if site and site.experts and site.experts.layout == "sorted" else 1
 
         def listener(x: Tensor) -> Tensor:
-            return x.view(groups, rows, -1, x.shape[-1])[:, :1].expand(-1, rows, -1, -1).reshape(x.shape)
+            whole = x.view(groups, rows, -1, x.shape[-1])
+            return torch.where(held.to(x.device)[None, :, None, None], whole[:, :1], whole).reshape(x.shape)
 
         return listener
 
     def keep(x: Tensor) -> None:
         found["stream"] = x[:, -1].detach().double().cpu()
 
-    dropped = {site.module for site in anatomy.blocks[index].sites}
-    later = [write.module for block in anatomy.blocks[index + 1 :] for write in block.writes]
-    later += [site.module for block in anatomy.blocks[index + 1 :] for site in block.sites]
-    # what the block writes behind its FFN reads the stream that has changed (Gemma 4's per-layer inputs)
-    later += [write.module for write in anatomy.blocks[index].writes]
-    held = {name: hold(name) for name in (*later, *(gate.module for gate in anatomy.gates)) if name not in dropped}
-    places = [(row, index, int(column)) for row, column in enumerate(columns, 1)]
+    outputs = {gate.module: hold(own >= -1) for gate in anatomy.gates}
+    for index, block in enumerate(anatomy.blocks):
+        # what the block writes behind its FFN reads the stream that has changed (Gemma 4's per-layer inputs)
+        outputs |= {write.module: hold(own <= index) for write in block.writes}
+        outputs |= {site.module: hold(own < index, site) for site in block.sites}
+    places = [(row, block, column) for row, (block, column) in enumerate(neurons, 1)]
     frozen = {norm.module: _freeze(vlm.model, norm, rows) for norm in anatomy.norms}
-    _replay(vlm, recording, step, rows, places, {anatomy.end: keep}, held, frozen, before)
+    _replay(vlm, recording, step, rows, places, {anatomy.end: keep}, outputs, frozen, before)
     return found["stream"]
 
 
