@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,7 +110,7 @@ def supports(model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tens
         raise AnatomyError(f"{type(model).__name__} takes no {' or '.join(PIXELS)}.")
     pixels = inputs[name]
     noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0)).to(pixels).requires_grad_(True)
-    with torch.enable_grad(), _without_layers(model, anatomy):
+    with torch.enable_grad(), _fast(noise), _without_layers(model, anatomy):
         tokens = torch.cat(features_of(model, {**inputs, name: noise}))
     count = len(tokens)
     direction = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1)).to(tokens)
@@ -125,7 +125,7 @@ def supports(model: PreTrainedModel, anatomy: Anatomy, inputs: Mapping[str, Tens
     owned = answers(torch.ones(count, device=tokens.device))
     if not owned.any():
         # without its layers nothing of the picture gets through: queries that attend to it
-        with torch.enable_grad():
+        with torch.enable_grad(), _fast(noise):
             tokens = torch.cat(features_of(model, {**inputs, name: noise}))
         if not answers(torch.ones(count, device=tokens.device)).any():
             raise AnatomyError(f"What the image tokens of {type(model).__name__} are made of has no derivative.")
@@ -153,24 +153,38 @@ def _is_picture(values: Tensor) -> bool:
     return values.dim() >= 4 and values.shape[-3] == 3
 
 
+def _fast(like: Tensor) -> AbstractContextManager[object]:
+    """In half precision: what matters is which numbers are zero."""
+    return torch.autocast(like.device.type, torch.bfloat16) if like.dtype == torch.float32 else nullcontext()
+
+
 @contextmanager
 def _without_layers(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
-    """Let every layer of the vision tower give on what it was given."""
+    """Let every layer of the vision tower give on what it was given.
+
+    The first of a stack runs, to show in which form it gives; the others of its kind are passed over.
+    """
     decoder = f"{anatomy.decoder}."
-    lists = [
+    stacks = [
         name
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and not f"{name}.".startswith(decoder) and _is_stack(module)
     ]
-    layers = {
-        f"{name}.{index}": _give_on
-        for name in lists
-        if not any(name.startswith(f"{other}.") for other in lists)
-        for index, _ in enumerate(model.get_submodule(name).children())
-    }
-    # transformers picks hidden states up by hooks of its own, which have to see what is given on
-    with hooked(model, {}, layers, first=True):
-        yield
+    hooks: dict[str, Callable[..., object]] = {}
+    with ExitStack() as stack:
+        for name in stacks:
+            if any(name.startswith(f"{other}.") for other in stacks):
+                continue
+            form: list[object] = []
+            first, *others = model.get_submodule(name).named_children()
+            hooks[f"{name}.{first[0]}"] = _give_on(form)
+            for index, layer in others:
+                hooks[f"{name}.{index}"] = _give_on([])
+                if type(layer) is type(first[1]):
+                    stack.enter_context(_passed_over(layer, form))
+        # transformers picks hidden states up by hooks of its own, which have to see what is given on
+        with hooked(model, {}, hooks, first=True):
+            yield
 
 
 def _is_stack(layers: nn.ModuleList) -> bool:
@@ -180,10 +194,39 @@ def _is_stack(layers: nn.ModuleList) -> bool:
     )
 
 
-def _give_on(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
-    given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-    first = output[0] if isinstance(output, tuple) else output
-    # a layer that does not give as many positions as it was given does not give them on
-    if not isinstance(first, Tensor) or first.shape != given.shape:
-        return None
-    return (given, *output[1:]) if isinstance(output, tuple) else given
+def _give_on(form: list[object]) -> Callable[..., object]:
+    """A hook that puts what a layer was given in the place of what it gives, and notes what else it gives."""
+
+    def hook(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
+        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        first = output[0] if isinstance(output, tuple) else output
+        # a layer that does not give as many positions as it was given does not give them on
+        if not isinstance(first, Tensor) or first.shape != given.shape:
+            return None
+        form[:] = [output[1:] if isinstance(output, tuple) else None]
+        return (given, *output[1:]) if isinstance(output, tuple) else given
+
+    return hook
+
+
+@contextmanager
+def _passed_over(layer: nn.Module, form: list[object]) -> Iterator[None]:
+    """Have a layer give on what it is given without running, once the first of its stack has shown in which form."""
+    own = layer.__dict__.get("forward")
+    usual = layer.forward
+
+    def forward(*args: object, **kwargs: object) -> object:
+        if not form:
+            return usual(*args, **kwargs)
+        given = next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        rest = form[0]
+        return (given, *rest) if isinstance(rest, tuple) else given
+
+    layer.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del layer.__dict__["forward"]
+        else:
+            layer.__dict__["forward"] = own
