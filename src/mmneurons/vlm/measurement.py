@@ -1,63 +1,29 @@
 """An anatomy is believed only after a forward has shown it.
 
-One short forward does it. In the decoder every module that has a matrix of its own is cut off: what it gives goes on as
-a constant, whose derivative can be asked for. So no derivative takes a way through attention, an FFN or a router: what
-is left is the way that the stream itself takes, with the norms on it held at their statistics. The derivative of the
-stream before the final norm by what a module gave is then the path of that write, followed all the way. It is compared
-with the path that the anatomy states, and the constants that are missing are read off.
+One short forward does it, with the decoder cut into pieces (``tracing``). The derivative of the stream before the final
+norm by what a module gave is then the path of that write, followed all the way. It is compared with the path that the
+anatomy states, and the constants that are missing are read off.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmneurons.errors import AnatomyError
 from mmneurons.vlm.anatomy import Anatomy, Block, Gate, Head, Norm, Path, Write, WriteSite
-from mmneurons.vlm.discovery import norm_of, norms_in
-from mmneurons.vlm.hooks import evaluating, hooked
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.paths import Carried, carry_back, gain_of, shift_of, statistic_of
+from mmneurons.vlm.paths import Carried, carry_back, shift_of, statistic_of
 from mmneurons.vlm.readout import readout
 from mmneurons.vlm.sites import bias, dtype, expert_activations, expert_outputs, plain, weight
+from mmneurons.vlm.tracing import ENTRY, TOKENS, Trace, close, known_norm, run_cut, sample_text
 from mmneurons.vlm.weights import asked_columns
 
 __all__ = ["measure"]
-
-_TOKENS = 4
-_ENTRY = "what enters block 0"
-# Rounding errors of a sum are a few units in the last place of its largest partial sum; a wrong path is off by orders
-# of magnitude more, so the bounds need not be sharp.
-_ROUNDINGS = 16.0
-
-
-@dataclass
-class _Trace:
-    """What one forward left behind; all in the order in which it ran.
-
-    Attributes:
-        sources: what was cut off, and the stream where it enters block 0, as leaves of the graph.
-        normed: what norms were given and gave.
-        given: what write sites were given.
-        stream: the stream before the final norm.
-        ended: what the final norm gave.
-        logits: what the model gave.
-        calls: how often every module ran.
-    """
-
-    sources: dict[str, Tensor] = field(default_factory=dict)
-    normed: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    given: dict[str, tuple[Tensor, ...]] = field(default_factory=dict)
-    stream: Tensor | None = None
-    ended: Tensor | None = None
-    logits: Tensor | None = None
-    calls: Counter[str] = field(default_factory=Counter)
-    order: list[str] = field(default_factory=list)
 
 
 def measure(vlm: VLM, inputs: Mapping[str, Tensor] | None = None) -> Anatomy:
@@ -75,146 +41,14 @@ def measure(vlm: VLM, inputs: Mapping[str, Tensor] | None = None) -> Anatomy:
     Raises:
         AnatomyError: something else was seen.
     """
-    trace = _run(vlm, _sample(vlm) if inputs is None else dict(inputs))
+    trace = run_cut(vlm, sample_text(vlm) if inputs is None else dict(inputs))
     _check_write_sites(vlm, trace)
     anatomy = _paths(vlm, trace)
     _check_sum(vlm, anatomy, trace)
     return replace(anatomy, head=_measure_head(replace(vlm, anatomy=anatomy), trace))
 
 
-def _sample(vlm: VLM) -> dict[str, Tensor]:
-    ordinary = readout(vlm).ordinary.nonzero().flatten()
-    tokens = ordinary[torch.linspace(0, len(ordinary) - 1, _TOKENS + 2).long()[1:-1]][None].to(vlm.device)
-    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
-
-
-def _run(vlm: VLM, inputs: dict[str, Tensor]) -> _Trace:
-    anatomy, model = vlm.anatomy, vlm.model
-    if vlm.is_encoder_decoder and "decoder_input_ids" not in inputs:
-        inputs["decoder_input_ids"] = _sample(vlm)["input_ids"]
-    trace = _Trace()
-    decoder = model.get_submodule(anatomy.decoder)
-    prefix = f"{anatomy.decoder}." if anatomy.decoder else ""
-    cut = {prefix + name for name, module in decoder.named_modules() if name and _has_matrix(module)}
-    sites = {site.module for block in anatomy.blocks for site in block.sites}
-    norms = {}
-    for name, module in norms_in(decoder):
-        if anatomy.norm is None or prefix + name != anatomy.norm.module:
-            norms[prefix + name] = _known(module, prefix + name)
-    begun = False
-
-    def enter(_module: nn.Module, args: tuple, kwargs: dict) -> tuple:
-        nonlocal begun
-        begun = True
-        # only from here to the final norm is a graph wanted
-        torch.set_grad_enabled(True)
-        name = None if args and isinstance(args[0], Tensor) else _first(kwargs)
-        leaf = _leaf(trace, _ENTRY, args[0] if name is None else kwargs[name])
-        return ((leaf, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: leaf})
-
-    def cut_off(name: str) -> Callable[..., object]:
-        def hook(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
-            if not begun:
-                return None
-            if name in sites:
-                trace.given[name] = tuple(one.detach() for one in (*args, *kwargs.values()) if isinstance(one, Tensor))
-            if isinstance(output, Tensor) and output.is_floating_point():
-                return _leaf(trace, name, output)
-            if isinstance(output, tuple):
-                return tuple(one.detach() if isinstance(one, Tensor) else one for one in output)
-            return None
-
-        return hook
-
-    def freeze(name: str, norm: Norm) -> Callable[..., object]:
-        def hook(_module: nn.Module, args: tuple, kwargs: dict, output: object) -> object:
-            x = args[0] if args else next(iter(kwargs.values()))
-            if not begun or not isinstance(output, Tensor) or not isinstance(x, Tensor) or not x.requires_grad:
-                return None
-            trace.calls[name] += 1
-            trace.order.append(name)
-            frozen = _frozen(model, norm, x)
-            if frozen is None or not _close(
-                output, frozen, output.abs() + output.abs().mean(), float(torch.finfo(output.dtype).eps)
-            ):
-                # not a norm as we know them; it does no harm unless the stream goes through it, which is seen below
-                return None
-            given = output.detach() + (frozen - frozen.detach()).to(output.dtype)
-            trace.normed[name] = (x.detach(), given)
-            return given
-
-        return hook
-
-    def end(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        trace.stream = args[0] if args else kwargs[_first(kwargs)]
-        torch.set_grad_enabled(False)
-
-    def ended(_module: nn.Module, _args: tuple, _kwargs: dict, output: object) -> None:
-        trace.ended = output if isinstance(output, Tensor) else None
-
-    before = {anatomy.blocks[0].module: enter, anatomy.end: end}
-    after = {name: cut_off(name) for name in cut} | {
-        name: freeze(name, norm) for name, norm in norms.items() if norm is not None
-    }
-    if anatomy.norm is not None:
-        after[anatomy.norm.module] = ended
-    with evaluating(model), hooked(model, before, after):
-        trace.logits = _forward(model, inputs)
-    if trace.stream is None or not begun:
-        raise AnatomyError(f"A short forward of {type(model).__name__} never ran {anatomy.end}.")
-    if missing := sorted(sites - trace.given.keys()):
-        raise AnatomyError(f"A short forward of {type(model).__name__} never ran {', '.join(missing[:3])}.")
-    if repeated := [name for name in sites if trace.calls[name] > 1]:
-        raise AnatomyError(f"A short forward of {type(model).__name__} ran more than once: {', '.join(repeated[:3])}.")
-    return trace
-
-
-def _leaf(trace: _Trace, name: str, value: Tensor) -> Tensor:
-    trace.calls[name] += 1
-    trace.order.append(name)
-    leaf = value.detach().requires_grad_(True)
-    trace.sources[name] = leaf
-    # not the leaf itself: a model may write into what it got
-    return leaf.clone()
-
-
-def _first(kwargs: Mapping[str, object]) -> str:
-    return next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-
-
-def _has_matrix(module: nn.Module) -> bool:
-    return any(weight.dim() > 1 for weight in module.parameters(recurse=False))
-
-
-def _known(module: nn.Module, name: str) -> Norm | None:
-    try:
-        return norm_of(module, name)
-    except (AnatomyError, RuntimeError, TypeError, AttributeError):
-        # a norm of another kind, or one that is given more than the stream
-        return None
-
-
-def _frozen(model: nn.Module, norm: Norm, x: Tensor) -> Tensor | None:
-    """The norm with its statistic held, in float32."""
-    gain, shift = gain_of(model, norm).to(x.device), shift_of(model, norm)
-    if x.shape[-1] != len(gain):
-        return None
-    y = x.float()
-    if norm.kind == "layer":
-        y = y - y.mean(-1, keepdim=True)
-    y = y * statistic_of(norm, x.detach())[..., None].to(y) * gain
-    return y if shift is None else y + shift.to(x.device)
-
-
-def _forward(model: Callable[..., object], inputs: Mapping[str, Tensor]) -> Tensor:
-    output = model(**inputs, use_cache=False)
-    logits = getattr(output, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise AnatomyError(f"A forward of {type(model).__name__} gives no logits.")
-    return logits
-
-
-def _check_write_sites(vlm: VLM, trace: _Trace) -> None:
+def _check_write_sites(vlm: VLM, trace: Trace) -> None:
     for block in vlm.anatomy.blocks:
         for site in block.sites:
             given, gave = _activations(vlm, trace, site), _rows(site, trace.sources[site.module])
@@ -230,7 +64,7 @@ def _check_write_sites(vlm: VLM, trace: _Trace) -> None:
             own, shift = own.float().cpu(), bias(vlm.model, site)
             expected = given @ own.T + (0 if shift is None else shift)
             size = given.abs() @ own.T.abs()
-            if not _close(gave, expected, size, vlm.rounding):
+            if not close(gave, expected, size, vlm.rounding):
                 raise AnatomyError(f"{site.module} is not the linear map that its weight and bias state.")
 
 
@@ -253,13 +87,13 @@ def _check_asked(vlm: VLM, site: WriteSite, given: Tensor, gave: Tensor) -> None
         )
 
 
-def _activations(vlm: VLM, trace: _Trace, site: WriteSite) -> Float[Tensor, "positions width"]:
+def _activations(vlm: VLM, trace: Trace, site: WriteSite) -> Float[Tensor, "positions width"]:
     """What a site was given at the last positions."""
     given = trace.given[site.module]
     if site.experts is None:
-        return given[0].reshape(-1, given[0].shape[-1])[-_TOKENS:].float().cpu()
+        return given[0].reshape(-1, given[0].shape[-1])[-TOKENS:].float().cpu()
     length = _length(site, trace.sources[site.module])
-    positions = torch.arange(max(0, length - _TOKENS), length, device=given[0].device)
+    positions = torch.arange(max(0, length - TOKENS), length, device=given[0].device)
     return expert_activations(vlm.model.get_submodule(site.module), site, given, positions).float().cpu()
 
 
@@ -273,32 +107,32 @@ def _rows(site: WriteSite | None, value: Tensor, total: bool = True) -> Float[Te
     if site is not None and site.experts is not None and site.experts.layout == "sorted":
         value = value.view(site.experts.count, -1, value.shape[-1])
         value = value.sum(0) if total else value[0]
-    return value.reshape(-1, value.shape[-1])[-_TOKENS:].float().cpu()
+    return value.reshape(-1, value.shape[-1])[-TOKENS:].float().cpu()
 
 
-def _paths(vlm: VLM, trace: _Trace) -> Anatomy:
+def _paths(vlm: VLM, trace: Trace) -> Anatomy:
     """The anatomy with the path of every write, as the derivatives show it."""
     anatomy, stream = vlm.anatomy, trace.stream
     assert stream is not None
     sites = {site.module: site for block in anatomy.blocks for site in block.sites}
     normed = [name for name in trace.normed if trace.normed[name][1].requires_grad]
     cotangent = torch.randn(stream.shape, generator=torch.Generator().manual_seed(0)).to(stream)
-    cotangent.view(-1, stream.shape[-1])[:-_TOKENS] = 0
+    cotangent.view(-1, stream.shape[-1])[:-TOKENS] = 0
     wanted = [*trace.sources.values(), *(trace.normed[name][1] for name in normed)]
     found = dict(zip([*trace.sources, *normed], _derivatives(stream, wanted, cotangent), strict=True))
     live = {name: own for name, own in found.items() if own is not None and bool(own.any())}
-    if _ENTRY not in live:
+    if ENTRY not in live:
         raise AnatomyError(f"What enters block 0 of {type(vlm.model).__name__} does not arrive at {anatomy.end}.")
     if dead := [name for name in sites if name not in live]:
         raise AnatomyError(f"What {dead[0]} writes does not arrive at {anatomy.end}.")
     if repeated := [name for name in live if trace.calls[name] > 1]:
         raise AnatomyError(f"A short forward ran {repeated[0]} more than once, and it writes into the stream.")
-    kinds = {name: _known(vlm.model.get_submodule(name), name) for name in normed if name in live}
+    kinds = {name: known_norm(vlm.model.get_submodule(name), name) for name in normed if name in live}
     norms = {name: kind for name, kind in kinds.items() if kind is not None}
     reached = _reached(trace, norms, [name for name in trace.sources if name in live])
-    carriers = [name for name in norms if _ENTRY in reached[name]]
+    carriers = [name for name in norms if ENTRY in reached[name]]
     width = anatomy.hidden
-    writes = [name for name in trace.order if name in live and name in trace.sources and name != _ENTRY]
+    writes = [name for name in trace.order if name in live and name in trace.sources and name != ENTRY]
     narrow = [name for name in writes if trace.sources[name].shape[-1] != width]
     statistics = {name: statistic_of(norm, _rows(None, trace.normed[name][0])) for name, norm in norms.items()}
     order = [*carriers, *(name for name in norms if name not in carriers)]
@@ -308,7 +142,7 @@ def _paths(vlm: VLM, trace: _Trace) -> Anatomy:
         blocks=tuple(replace(block, writes=()) for block in anatomy.blocks),
     )
     paths: dict[str, Path] = {}
-    for name in (_ENTRY, *(name for name in writes if name not in narrow)):
+    for name in (ENTRY, *(name for name in writes if name not in narrow)):
         side = tuple(norms[norm] for norm in norms if norm not in carriers and name in reached[norm])
         behind = [norm for norm in carriers if name in reached[norm]]
         if behind != carriers[len(carriers) - len(behind) :]:
@@ -334,7 +168,7 @@ def _derivatives(of: Tensor, by: Sequence[Tensor], along: Tensor) -> Sequence[Te
     return torch.autograd.grad(of, list(by), along, retain_graph=True, allow_unused=True)
 
 
-def _reached(trace: _Trace, norms: Mapping[str, Norm], sources: Sequence[str]) -> dict[str, set[str]]:
+def _reached(trace: Trace, norms: Mapping[str, Norm], sources: Sequence[str]) -> dict[str, set[str]]:
     """For every norm on the way, which sources go through it."""
     leaves = [trace.sources[name] for name in sources]
     reached = {}
@@ -346,12 +180,12 @@ def _reached(trace: _Trace, norms: Mapping[str, Norm], sources: Sequence[str]) -
 
 
 def _assembled(
-    anatomy: Anatomy, trace: _Trace, writes: Sequence[str], narrow: Sequence[str], paths: Mapping[str, Path]
+    anatomy: Anatomy, trace: Trace, writes: Sequence[str], narrow: Sequence[str], paths: Mapping[str, Path]
 ) -> Anatomy:
     """The anatomy with these paths; a write outside of the blocks belongs to the block that runs after it."""
     sites = {site.module for block in anatomy.blocks for site in block.sites}
     blocks, waiting = list(anatomy.blocks), [name for name in writes if name not in narrow and name not in sites]
-    first = {index: _first_run(trace, block) for index, block in enumerate(blocks)}
+    first = {index: _firstrun_cut(trace, block) for index, block in enumerate(blocks)}
     grouped: dict[int, list[Write]] = {index: [] for index in range(len(blocks))}
     for name in waiting:
         own = next((index for index, block in enumerate(blocks) if name.startswith(f"{block.module}.")), None)
@@ -366,10 +200,10 @@ def _assembled(
         )
         for index, block in enumerate(blocks)
     )
-    return replace(anatomy, blocks=made, entry=paths[_ENTRY])
+    return replace(anatomy, blocks=made, entry=paths[ENTRY])
 
 
-def _first_run(trace: _Trace, block: Block) -> int:
+def _firstrun_cut(trace: Trace, block: Block) -> int:
     return next(index for index, name in enumerate(trace.order) if name.startswith(f"{block.module}."))
 
 
@@ -434,7 +268,7 @@ def _snapped(gain: float, kind: torch.dtype) -> float:
 
 
 def _with_gain(
-    vlm: VLM, trace: _Trace, name: str, path: Path, gains: Tensor, narrow: Sequence[str], tolerance: float
+    vlm: VLM, trace: Trace, name: str, path: Path, gains: Tensor, narrow: Sequence[str], tolerance: float
 ) -> Path:
     """The path with its constant; and with a gate, where that explains better how it differs between positions."""
     best, gate, spread = gains, None, _spread(gains)
@@ -469,10 +303,10 @@ def _spread(ratio: Tensor) -> float:
 
 
 def _none(like: Tensor) -> Float[Tensor, "positions 0"]:
-    return torch.zeros(min(_TOKENS, like.numel() // like.shape[-1]), 0, dtype=torch.double)
+    return torch.zeros(min(TOKENS, like.numel() // like.shape[-1]), 0, dtype=torch.double)
 
 
-def _check_sum(vlm: VLM, anatomy: Anatomy, trace: _Trace) -> None:
+def _check_sum(vlm: VLM, anatomy: Anatomy, trace: Trace) -> None:
     assert trace.stream is not None
     stream = _rows(None, trace.stream).double()
     directions = torch.randn(stream.shape, generator=torch.Generator().manual_seed(1), dtype=torch.double)
@@ -486,7 +320,7 @@ def _check_sum(vlm: VLM, anatomy: Anatomy, trace: _Trace) -> None:
         torch.stack(factors, 1) if factors else _none(stream),
     )
     sites = {site.module: site for block in anatomy.blocks for site in block.sites}
-    parts = [(_rows(None, trace.sources[_ENTRY]).double() * carried.at(anatomy.entry)).sum(-1), carried.constants()]
+    parts = [(_rows(None, trace.sources[ENTRY]).double() * carried.at(anatomy.entry)).sum(-1), carried.constants()]
     for block in anatomy.blocks:
         for part in (*block.writes, *block.sites):
             value = _rows(sites.get(part.module), trace.sources[part.module]).double()
@@ -494,7 +328,7 @@ def _check_sum(vlm: VLM, anatomy: Anatomy, trace: _Trace) -> None:
     total, expected = torch.stack(parts).sum(0), (directions * stream).sum(-1)
     # the product of two random vectors, so its size is that of the two
     size = torch.stack(parts).abs().sum(0) + directions.norm(dim=-1) * stream.norm(dim=-1)
-    if not _close(total, expected, size, vlm.rounding):
+    if not close(total, expected, size, vlm.rounding):
         off = float((total - expected).norm() / (directions.norm(dim=-1) * stream.norm(dim=-1)).norm())
         raise AnatomyError(
             f"The stream before the final norm is not the sum of what was recorded ({off:.1%} is missing): the model "
@@ -502,7 +336,7 @@ def _check_sum(vlm: VLM, anatomy: Anatomy, trace: _Trace) -> None:
         )
 
 
-def _measure_head(vlm: VLM, trace: _Trace) -> Head:
+def _measure_head(vlm: VLM, trace: Trace) -> Head:
     head = vlm.anatomy.head
     assert trace.stream is not None
     assert trace.logits is not None
@@ -510,7 +344,7 @@ def _measure_head(vlm: VLM, trace: _Trace) -> Head:
     stream = _rows(None, trace.stream)
     if vlm.anatomy.norm is not None and trace.ended is not None:
         normed, seen = plain.normalize(stream), _rows(None, trace.ended)
-        if not _close(seen, normed, normed.abs() + normed.abs().mean(), vlm.rounding):
+        if not close(seen, normed, normed.abs() + normed.abs().mean(), vlm.rounding):
             raise AnatomyError(f"{vlm.anatomy.norm.module} does not norm as its weight and epsilon say.")
     logits = trace.logits.reshape(-1, trace.logits.shape[-1])[-len(stream) :].double().cpu()
     raw = plain.logits(stream)[-len(logits) :].double()
@@ -523,15 +357,8 @@ def _measure_head(vlm: VLM, trace: _Trace) -> Head:
         scale = float((uncapped * raw).sum() / raw.square().sum())
         scale = 1.0 if abs(scale - 1) < 4 * torch.finfo(vlm.dtype).eps else scale
         expected = scale * raw if softcap is None else softcap * torch.tanh(scale * raw / softcap)
-        if _close(logits, expected, scale * size, vlm.rounding):
+        if close(logits, expected, scale * size, vlm.rounding):
             return replace(head, scale=scale, softcap=softcap)
     raise AnatomyError(
         f"{head.module} after {vlm.anatomy.end if vlm.anatomy.norm else 'the stream'} does not give the model's logits."
     )
-
-
-def _close(seen: Tensor, expected: Tensor, size: Tensor, rounding: float) -> bool:
-    """Whether two sums agree to rounding, where ``size`` is how large their partial sums were."""
-    unit = rounding * size.double().clamp_min(torch.finfo(torch.float32).tiny)
-    error = (seen.detach().double() - expected.detach().double()).abs() / unit
-    return bool(error.square().mean().sqrt() <= _ROUNDINGS)
