@@ -131,7 +131,7 @@ def test_a_stated_anatomy_is_measured_too():
     assert mmn.wrap(model, processor, anatomy=anatomy).anatomy == anatomy
 
     wrong_site = altered(anatomy, "model.language_model.layers.0.mlp.up_proj")
-    with pytest.raises(AnatomyError, match="not a plain"):
+    with pytest.raises(AnatomyError, match="not a 64 × 112 matrix"):
         mmn.wrap(model, processor, anatomy=wrong_site)
 
     with pytest.raises(AnatomyError, match="does not norm as"):

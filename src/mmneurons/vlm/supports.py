@@ -182,6 +182,9 @@ def _without_layers(model: PreTrainedModel, anatomy: Anatomy) -> Iterator[None]:
                 hooks[f"{name}.{index}"] = _give_on([])
                 if type(layer) is type(first[1]):
                     stack.enter_context(_passed_over(layer, form))
+        for module in model.modules():
+            if isinstance(module, nn.Conv3d):
+                stack.enter_context(_as_product(module))
         # transformers picks hidden states up by hooks of its own, which have to see what is given on
         with hooked(model, {}, hooks, first=True):
             yield
@@ -212,7 +215,6 @@ def _give_on(form: list[object]) -> Callable[..., object]:
 @contextmanager
 def _passed_over(layer: nn.Module, form: list[object]) -> Iterator[None]:
     """Have a layer give on what it is given without running, once the first of its stack has shown in which form."""
-    own = layer.__dict__.get("forward")
     usual = layer.forward
 
     def forward(*args: object, **kwargs: object) -> object:
@@ -222,11 +224,37 @@ def _passed_over(layer: nn.Module, form: list[object]) -> Iterator[None]:
         rest = form[0]
         return (given, *rest) if isinstance(rest, tuple) else given
 
-    layer.__dict__["forward"] = forward
+    with _instead(layer, forward):
+        yield
+
+
+@contextmanager
+def _as_product(conv: nn.Conv3d) -> Iterator[None]:
+    """Have a convolution over patches that are as large as its kernel be the matrix product that it is.
+
+    The derivative of such a convolution by its input takes a second on a CPU where that of the product takes a tenth.
+    """
+    usual = conv.forward
+
+    def forward(x: Tensor) -> Tensor:
+        if x.shape[2:] != conv.weight.shape[2:] or any(conv.padding) or conv.groups != 1:
+            return usual(x)
+        made = nn.functional.linear(x.flatten(1), conv.weight.flatten(1), conv.bias)
+        return made[..., None, None, None]
+
+    with _instead(conv, forward):
+        yield
+
+
+@contextmanager
+def _instead(module: nn.Module, forward: Callable[..., object]) -> Iterator[None]:
+    """Have a module run something else; afterwards it is as it was."""
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
     try:
         yield
     finally:
         if own is None:
-            del layer.__dict__["forward"]
+            del module.__dict__["forward"]
         else:
-            layer.__dict__["forward"] = own
+            module.__dict__["forward"] = own
