@@ -18,6 +18,7 @@ from PIL import Image
 
 import mmneurons as mmn
 from helpers.command import mmn as command
+from helpers.first_llava import Pieces
 from helpers.speaking import SAID
 from mmneurons import errors
 
@@ -60,10 +61,19 @@ def identifier(document: Path) -> str:
 WITH_CODE = [document for document in DOCUMENTS if any(fence.language == "python" for fence in fences(document))]
 
 
+@pytest.fixture(scope="module")
+def first_llava(tmp_path_factory):
+    """A folder with a first-generation LLaVA and its CLIP."""
+    path = tmp_path_factory.mktemp("first")
+    Pieces(path, 1, "bin", "llava-llama-2-13b-chat-lightning-preview", "clip-vit-large-patch14")
+    return path
+
+
 @pytest.fixture
-def reader(tiny_checkpoint, tmp_path, monkeypatch):
-    """A reader's working folder: a few pictures, and a checkpoint of the name that the documents load."""
+def reader(tiny_checkpoint, first_llava, tmp_path, monkeypatch):
+    """A reader's working folder: a few pictures, and checkpoints of the names that the documents load."""
     shutil.copytree(tiny_checkpoint, tmp_path / CHECKPOINT)
+    shutil.copytree(first_llava, tmp_path, dirs_exist_ok=True)
     for folder in ("pictures", "photos"):
         (tmp_path / folder).mkdir()
     noise = np.random.default_rng(0)

@@ -136,12 +136,17 @@ def test_remote_code_only_when_asked(folder, tmp_path):
         mmn.load(path)
 
 
-def test_offloaded_weights_are_refused(folder, tmp_path):
-    with pytest.raises((AnatomyError, ModelLoadError), match="offload"):
-        mmn.load(folder, device_map={"": "disk"})
+def test_a_checkpoint_that_stays_on_the_disk(folder, picture):
+    away, here = mmn.load(folder, device_map={"": "disk"}), mmn.load(folder)
+    assert all(weight.device.type == "meta" for weight in away.model.parameters())
+    one, other = (mmn.find(vlm, picture, words=[], max_new_tokens=3).at(1) for vlm in (away, here))
+    torch.testing.assert_close(one.scores, other.scores, rtol=1e-4, atol=1e-6)
+
+
+def test_weights_that_are_nowhere_are_refused():
     model, processor = tiny.tiny_llava()
     model.model.language_model.layers[1].to("meta")
-    with pytest.raises(AnatomyError, match="offloaded"):
+    with pytest.raises(AnatomyError, match="nothing says where they are"):
         mmn.wrap(model, processor)
 
 

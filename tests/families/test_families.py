@@ -180,3 +180,18 @@ def _entries(vlm, recording, seed):
     with evaluating(vlm.model), shuffling, listening(vlm.model, {vlm.anatomy.blocks[0].module: heard.append}):
         vlm.model(**recording.inputs, use_cache=False)
     return heard[0][0].clone()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_half_precision_is_measured_and_adds_up_to_its_rounding(case, dtype):
+    made, _ = case
+    name = next(name for name, build in FAMILIES.items() if build is made.build)
+    half = FAMILIES[name]()
+    inputs = {key: one.to(dtype) if one.is_floating_point() else one for key, one in half.inputs.items()}
+    vlm = mmn.wrap(half.model.to(dtype), inputs=None if half.text else inputs)
+    assert vlm.dtype == dtype
+    recording = mmn.record(vlm, inputs=inputs, max_new_tokens=2)
+    target = Target(1, int(recording.token_ids[1]))
+    assert completeness_at(vlm, recording, target).error < 0.05
+    (scores,) = Contribution()(vlm, recording, [target])
+    assert torch.isfinite(scores.values).all()

@@ -29,6 +29,7 @@ class Case:
         model: the model.
         inputs: a batch of one with a picture.
         text: whether the model also runs, in all its blocks, without a picture.
+        build: what makes another like it.
         pictures: how many image tokens the decoder, or what it looks at, has.
         hooks: how many hooks the model has of its own.
         writes: how large what is written into the stream is. Less where the stream is normed after every write, which
@@ -38,6 +39,7 @@ class Case:
     model: PreTrainedModel
     inputs: dict[str, Tensor] = field(default_factory=dict)
     text: bool = True
+    build: Callable[[], "Case"] | None = None
     pictures: int = 4
     hooks: int = 0
     writes: float = 2.0
@@ -83,6 +85,7 @@ def family(name: str) -> Callable[[Callable[[], Case]], Callable[[], Case]]:
             torch.manual_seed(0)
             case = build()
             redraw(case.model, case.writes)
+            case.build = made
             return case
 
         FAMILIES[name] = made

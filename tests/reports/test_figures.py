@@ -4,6 +4,7 @@ import logging
 import subprocess
 import sys
 import warnings
+from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 import mmneurons as mmn
-from mmneurons.errors import ExtraMissingError, OptionError
+from mmneurons.errors import AnatomyError, ExtraMissingError, OptionError
 from mmneurons.heatmaps import Heatmap
 from mmneurons.reports.figures import WordPanel, figure, panel_of, save_figure
 from mmneurons.table import NeuronRow
@@ -320,11 +321,15 @@ def test_a_panel_of_a_finding(vlm, picture):
 def test_a_panel_of_a_family_whose_layout_is_not_known(llava, picture, monkeypatch):
     from mmneurons.vlm import families
 
+    def fail(*_):
+        raise AnatomyError("Nobody knows.")
+
     monkeypatch.setattr(families, "FAMILIES", {})
-    monkeypatch.setattr("mmneurons.vlm.geometry._found", {})
+    monkeypatch.setattr("mmneurons.vlm.measured_layout.supports", fail)
+    monkeypatch.setattr("mmneurons.vlm.geometry._found", OrderedDict())
     made = panel_of(mmn.find(llava, picture, words=[], max_new_tokens=2).at(0), 2)
     assert made.maps == ()
-    assert "not known" in made.note
+    assert "cannot be shown" in made.note
     assert not labels(figure(made), "map")
 
 

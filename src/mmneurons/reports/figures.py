@@ -144,7 +144,7 @@ def panel_of(word: WordFinding, neurons: int = 5) -> WordPanel:
     try:
         maps = tuple(word.look(row.rank) for row in table)
     except AnatomyError:
-        note += "; where the neurons look is not known for this family of models"
+        note += "; where the neurons look cannot be shown for this family of models"
     return WordPanel(found.picture, found.caption, word.span, word.word, table.rows, maps, note)
 
 

@@ -226,6 +226,8 @@ def _find(vlm: VLM, size: tuple[int, int], tokens: int) -> Geometry:
     from mmneurons.vlm.measured_layout import measured_geometry
 
     family = FAMILIES.get(vlm.model.config.model_type)
+    if family is not None and family.queries:
+        return Geometry(size, tokens, (), whole=True)
     if family is None or family.layout is None:
         return measured_geometry(vlm, size, tokens)
     assert vlm.processor is not None

@@ -157,7 +157,8 @@ def _middles(
     if half[..., 2].std() > half[..., 0].std():
         raise AnatomyError("The image processor's patches hold their colours in an order that is not known.")
     # whatever the processor multiplies levels by, blue is the same everywhere
-    colors = MIRROR / 2 + half * (BLUE - MIRROR / 2) / half[..., 2:]
+    blue = half[..., 2:]
+    colors = MIRROR / 2 + half * (BLUE - MIRROR / 2) / np.where(blue == 0, 1, blue)
     x, y = positions_of(colors[..., :2], size)
     owners = seen.owners.reshape(-1)
     middles = np.full((2, seen.tokens), np.nan)

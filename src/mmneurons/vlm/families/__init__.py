@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mmneurons.vlm.families import llava, llava_next, llava_onevision
+from mmneurons.vlm.families import grids, llava, llava_next, llava_onevision
 from mmneurons.vlm.geometry import Processed, TokenLayout
 
 __all__ = ["FAMILIES", "OUT_OF_REACH", "Family"]
@@ -16,6 +16,7 @@ class Family:
     Attributes:
         name: its ``model_type`` in transformers.
         layout: where its image tokens lie on what the image processor returns.
+        queries: whether its image tokens are queries, each made of the whole picture.
         head: the dotted name of the output head, where the model does not tell.
         generator: the dotted name of the part whose ``generate`` does the work, where it is not the model itself.
         image_tokens: where the decoder has image tokens: "placeholders" among the ids, "none" (the picture is seen by
@@ -33,6 +34,7 @@ class Family:
 
     name: str
     layout: Callable[[Processed], TokenLayout] | None = None
+    queries: bool = False
     head: str | None = None
     generator: str | None = None
     image_tokens: str = "placeholders"
@@ -65,10 +67,12 @@ FAMILIES = {
         ),
         Family("paligemma", said_type=1),
         Family("mplug_owl2"),
+        Family("chameleon", grids.square),
         Family("blip-2", generator="language_model", projector="language_projection", plain=True),
         Family("instructblip", generator="language_model", projector="language_projection", plain=True),
         Family(
             "kosmos-2",
+            queries=True,
             generator="text_model",
             image_tokens="image_embeds_position_mask",
             projector="image_to_text_projection",
