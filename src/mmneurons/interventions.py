@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmneurons.errors import OptionError
 from mmneurons.finding import WordFinding
-from mmneurons.vlm.hooks import hooked
+from mmneurons.vlm.hooks import hooked, listening
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.replay import drop
 from mmneurons.vlm.replay import logits_without as replay_without
@@ -43,8 +43,13 @@ def zeroed(
     _check(vlm, neurons)
     where = slice(None) if positions == "all" else slice(-1, None)
 
-    before, after = drop(vlm, [(-1, block, column) for block, column in neurons], 0, where)
-    with hooked(vlm.model, before, after):
+    batch = [1]
+
+    def count(x: Tensor) -> None:
+        batch[0] = x.shape[0]
+
+    before, after = drop(vlm, [(-1, block, column) for block, column in neurons], lambda: batch[0], where)
+    with listening(vlm.model, {vlm.anatomy.blocks[0].module: count}), hooked(vlm.model, before, after):
         yield
 
 

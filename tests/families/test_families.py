@@ -8,7 +8,10 @@ from helpers.families import FAMILIES
 from mmneurons.errors import OptionError, RecordingError
 from mmneurons.exactness import check_places, completeness_at
 from mmneurons.finders import Contribution, Target
+from mmneurons.interventions import zeroed
 from mmneurons.vlm.decoding import family_of
+from mmneurons.vlm.inputs import check_inputs
+from mmneurons.vlm.recording import record_generation
 
 pytestmark = pytest.mark.families
 
@@ -97,9 +100,6 @@ def test_nothing_is_left_behind(case, recording):
 
 
 def test_a_batch_gives_what_single_pictures_give(case, recording):
-    from mmneurons.vlm.inputs import check_inputs
-    from mmneurons.vlm.recording import record_generation
-
     made, vlm = case
     shorter = dict(made.inputs)
     if "input_ids" in shorter:
@@ -195,3 +195,18 @@ def test_half_precision_is_measured_and_adds_up_to_its_rounding(case, dtype):
     assert completeness_at(vlm, recording, target).error < 0.05
     (scores,) = Contribution()(vlm, recording, [target])
     assert torch.isfinite(scores.values).all()
+
+
+@pytest.mark.parametrize("positions", ["all", "emitting"])
+def test_neurons_taken_away_in_a_batch_are_taken_away_in_every_row(case, recording, positions):
+    """What a module is given may be rows and positions as one, or every token for every expert."""
+    made, vlm = case
+    alive = recording.activations[0].abs()
+    neurons = [divmod(int(index), alive.shape[1]) for index in alive.flatten().topk(6).indices]
+    request = check_inputs(vlm, made.inputs)
+    with zeroed(vlm, neurons, positions):
+        (alone,) = record_generation(vlm, [request], 2)
+        both = record_generation(vlm, [request, request], 2)
+    assert not torch.allclose(alone.logits[0], recording.logits[0], atol=1e-4)
+    for one in both:
+        torch.testing.assert_close(one.logits[0], alone.logits[0], rtol=2e-3, atol=2e-3)

@@ -129,7 +129,9 @@ def logits_without(
     return _replay(vlm, recording, step, len(sets) + 1, places, {}, {}, {})
 
 
-def drop(vlm: VLM, places: Places, rows: int, where: slice) -> tuple[dict[str, Callable], dict[str, Callable]]:
+def drop(
+    vlm: VLM, places: Places, rows: Callable[[], int], where: slice
+) -> tuple[dict[str, Callable], dict[str, Callable]]:
     """Hooks that hold units at zero, each in its row, at the positions of ``where``: before modules, and after them.
 
     A unit of a dense FFN is put to zero where its write site is given it; of what experts gave its share is taken away.
@@ -137,7 +139,7 @@ def drop(vlm: VLM, places: Places, rows: int, where: slice) -> tuple[dict[str, C
     Args:
         vlm: the model.
         places: row, block and column of every unit; row -1 stands for all rows.
-        rows: how many rows the batch has; 0 where it may have any number.
+        rows: says how many rows the batch has that is under way; some modules are given rows and positions as one.
         where: at which positions.
     """
     before: dict[str, Callable] = {}
@@ -154,10 +156,10 @@ def drop(vlm: VLM, places: Places, rows: int, where: slice) -> tuple[dict[str, C
     return before, after
 
 
-def _zero(units: Sequence[tuple[int, int]], rows: int, where: slice) -> Callable:
+def _zero(units: Sequence[tuple[int, int]], rows: Callable[[], int], where: slice) -> Callable:
     def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple:
         z = args[0].clone()
-        batched = z.view(rows, -1, z.shape[-1]) if z.dim() == 2 and rows else z[None] if z.dim() == 2 else z
+        batched = z.view(rows(), -1, z.shape[-1])
         for row in {row for row, _ in units}:
             own = torch.tensor([unit for other, unit in units if other == row], device=z.device)
             batched[slice(None) if row < 0 else slice(row, row + 1), where, own] = 0
@@ -167,7 +169,7 @@ def _zero(units: Sequence[tuple[int, int]], rows: int, where: slice) -> Callable
 
 
 def _take_away(
-    model: nn.Module, site: WriteSite, units: Sequence[tuple[int, int]], rows: int, where: slice
+    model: nn.Module, site: WriteSite, units: Sequence[tuple[int, int]], rows: Callable[[], int], where: slice
 ) -> Callable:
     vectors = columns_of(model, site, [unit for _, unit in units])
 
@@ -177,7 +179,7 @@ def _take_away(
         sorted_ = site.experts.layout == "sorted"
         # one row of several for every token is enough to take the share from
         tokens = output.view(site.experts.count, -1, output.shape[-1])[0] if sorted_ else output
-        tokens = tokens.view(rows or 1, -1, output.shape[-1])
+        tokens = tokens.view(rows(), -1, output.shape[-1])
         places = torch.arange(tokens.shape[0] * tokens.shape[1]).view(tokens.shape[:2])
         changed = output.clone()
         for (row, unit), vector in zip(units, vectors, strict=True):
@@ -216,7 +218,7 @@ def _replay(
     prefix: Prefix | None = None,
 ) -> Float[Tensor, "rows vocabulary"]:
     """Run the emitting position of a step in several rows that share what came before; return its logits."""
-    before, after = drop(vlm, places, rows, slice(-1, None))
+    before, after = drop(vlm, places, lambda: rows, slice(-1, None))
     said = forced_inputs(vlm, recording.inputs, recording.token_ids[: step + 1].tolist())
     expected = recording.logits[step]
 
