@@ -16,6 +16,7 @@ SHOWS = {
     "test_image_tokens_are_shuffled_behind_the_projector": "shuffling",
     "test_rectangles_of_a_family": "heatmaps",
     "test_codes_of_chameleon_by_hand_and_in_the_order_of_its_grid": "heatmaps",
+    "test_patches_of_fuyu_by_hand_and_in_the_order_of_its_processor": "heatmaps",
     "test_queries_see_the_whole_picture_and_it_is_said": "whole",
 }
 """Which property a test shows; a property holds where all its tests pass."""

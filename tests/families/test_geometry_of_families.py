@@ -82,7 +82,7 @@ PROCESSORS |= {name: PROCESSORS["llava"] for name in FAMILIES if name.startswith
 
 WHOLE = ("idefics2", "blip-2/opt", "instructblip/llama", "instructblip/opt", "mplug_owl2", "kosmos-2")
 
-NONE = ("mllama", "idefics", "git", "blip", "vision-encoder-decoder", "fuyu")
+NONE = ("mllama", "idefics", "git", "blip", "vision-encoder-decoder")
 
 
 class Processor(tf.ProcessorMixin):
@@ -167,6 +167,28 @@ def test_merged_patches_by_hand():
     for index, rectangle in enumerate(found.rectangles()):
         row, column = divmod(index, 3)
         assert rectangle == pytest.approx((30 * column, 30 * row, 30 * column + 30, 30 * row + 30), abs=0.3)
+
+
+@pytest.mark.parametrize("case", ["fuyu"])
+@pytest.mark.parametrize(
+    ("size", "columns", "rows", "cell"), [((90, 60), 3, 2, 30), ((100, 70), 4, 3, 30), ((240, 160), 4, 3, 60)]
+)
+def test_patches_of_fuyu_by_hand_and_in_the_order_of_its_processor(case, size, columns, rows, cell):
+    """A picture of up to 120 × 120 pixels stays, one of 240 × 160 is halved; both are cut into patches of 30 pixels."""
+    images = tf.FuyuImageProcessor(size={"height": 120, "width": 120}, patch_size={"height": 30, "width": 30})
+    vlm = made(case, images)
+    found = geometry(vlm, size, columns * rows)
+    for index, rectangle in enumerate(found.rectangles()):
+        row, column = divmod(index, columns)
+        expected = (cell * column, cell * row, min(cell * (column + 1), size[0]), min(cell * (row + 1), size[1]))
+        assert rectangle == pytest.approx(expected, abs=0.3)
+    numbered = torch.arange(rows * columns).reshape(rows, columns).float()
+    picture = numbered.repeat_interleave(30, 0).repeat_interleave(30, 1).expand(1, 3, -1, -1)
+    assert images.patchify_image(image=picture.numpy()).reshape(rows * columns, -1).mean(-1).tolist() == list(
+        range(rows * columns)
+    )
+    with pytest.raises(AnatomyError, match="image tokens, but there are"):
+        geometry(vlm, size, columns * rows + 1)
 
 
 @pytest.mark.parametrize("case", ["chameleon"])

@@ -30,6 +30,9 @@ __all__ = ["Axis", "PixelMap", "ProcessedChart", "chart_levels", "positions_of",
 LOW, MAIN, TILT = 8, 200.0, 32.36
 """Levels: where red and green begin, how far they grow along their own axis and along the other. They end at 240."""
 
+PIXELS = ("pixel_values", "pixel_values_images", "images")
+"""What image processors call the pixels; the last is Fuyu's, which cuts them into patches later."""
+
 STEP = 4
 """Red and green grow in steps of so many levels, so that a resampler's rounding to whole levels weighs little. In long
 pictures, of which a crop may show too short a piece for the steps to average out, they grow level by level."""
@@ -177,7 +180,12 @@ def _pixels(
 ) -> Float[np.ndarray, "tiles 3 processed_height processed_width"]:
     picture = Image.fromarray(levels)
     processed = image_processor(images=[picture], return_tensors="pt", do_rescale=False, do_normalize=False)
-    named = next(name for name in ("pixel_values", "pixel_values_images") if name in processed)
+    named = next((name for name in PIXELS if name in processed), None)
+    if named is None:
+        raise AnatomyError(
+            f"{type(image_processor).__name__} returns {', '.join(processed)}; pixels are known as "
+            f"{', '.join(PIXELS)}. Where the neurons look cannot be shown for this model; everything else works."
+        )
     pixels = np.asarray(processed[named], dtype=np.float32)
     if pixels.ndim == 5 and len(pixels) == 1:
         pixels = pixels[0]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mmneurons.vlm.families import grids, llava, llava_next, llava_onevision
+from mmneurons.vlm.families import fuyu, grids, llava, llava_next, llava_onevision
 from mmneurons.vlm.geometry import Processed, TokenLayout
 
 __all__ = ["FAMILIES", "OUT_OF_REACH", "Family"]
@@ -68,6 +68,7 @@ FAMILIES = {
         Family("paligemma", said_type=1),
         Family("mplug_owl2"),
         Family("chameleon", grids.square),
+        Family("fuyu", fuyu.layout),
         Family("blip-2", generator="language_model", projector="language_projection", plain=True),
         Family("instructblip", generator="language_model", projector="language_projection", plain=True),
         Family(
