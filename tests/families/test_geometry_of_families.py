@@ -78,6 +78,30 @@ PROCESSORS = {
 }
 """The image processors of the families with image tokens that have a place, where they do without torchvision."""
 
+
+class Patches(tf.CLIPImageProcessor):
+    """2 × 2 patches of a picture and how Molmo 2 pools them: one by one, one crop."""
+
+    def __init__(self):
+        super().__init__(size={"height": 28, "width": 28}, do_center_crop=False)
+
+    def __call__(self, images, **more):
+        pixels = torch.as_tensor(super().__call__(images, **more)["pixel_values"])
+        patches = pixels.unfold(2, 14, 14).unfold(3, 14, 14).permute(0, 2, 3, 4, 5, 1).reshape(1, 4, -1)
+        pooling = {"image_token_pooling": torch.arange(4)[:, None], "image_grids": torch.tensor([[2, 2, 0, 0]])}
+        return tf.BatchFeature({"pixel_values": patches, **pooling, "image_num_crops": torch.tensor([1])})
+
+
+STAND_INS = {
+    "cohere2_vision": lambda: square(56, tf.GotOcr2ImageProcessor, crop_to_patches=True, max_patches=4),
+    "llama4": lambda: square(56, tf.GotOcr2ImageProcessor, crop_to_patches=True, max_patches=4),
+    "lfm2_vl": lambda: tf.Siglip2ImageProcessor(patch_size=14, max_num_patches=24),
+    "molmo2": Patches,
+}
+"""Processors that feed a model as its own does, which needs torchvision: the model's part of the way is shown."""
+
+PROCESSORS |= STAND_INS
+
 PROCESSORS |= {name: PROCESSORS["llava"] for name in FAMILIES if name.startswith("llava/")}
 
 WHOLE = ("idefics2", "blip-2/opt", "instructblip/llama", "instructblip/opt", "mplug_owl2", "kosmos-2")
