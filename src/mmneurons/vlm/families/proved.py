@@ -17,8 +17,8 @@ PROPERTIES = {
     "batches": "a batch gives what single pictures give",
     "static cache": "so does a static cache",
     "beams": "beam search is recorded by what it said",
-    "heatmaps": "which part of the picture an image token shows is measured; whole: each sees the whole picture. The own "
-    "image processors of cohere2_vision, lfm2_vl, llama4 and molmo2 need torchvision: shown with others like them",
+    "heatmaps": "which part of the picture an image token shows is measured; whole: each sees the whole picture. The "
+    "own image processors of cohere2_vision, lfm2_vl, llama4 and molmo2 need torchvision: shown with others like them",
     "shuffling": "image tokens can be put into another order",
 }
 """What is shown of a family, and what it means."""
