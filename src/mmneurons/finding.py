@@ -70,6 +70,7 @@ class WordFinding:
         total: what the scores are shares of; None where they are no shares.
         note: what the scores are read against, and what is approximate in them.
         found: the finding that it is a part of.
+        order: block and column of neurons that were chosen as a set, one after another; they come first.
     """
 
     word: str
@@ -83,19 +84,20 @@ class WordFinding:
     total: float | None
     note: str
     found: Finding
+    order: tuple[tuple[int, int], ...] = ()
 
     def neurons(self, k: int) -> list[tuple[int, int]]:
-        """The block and the column of the k neurons with the highest scores, highest first."""
+        """The block and the column of the k neurons with the highest scores, highest first.
+
+        Neurons that were chosen as a set come before all others, in the order in which they were chosen.
+        """
         if not isinstance(k, int):
             raise OptionError(f"How many neurons is a whole number, not {k!r}.")
-        width = self.scores.shape[1]
         real = self.found.vlm.anatomy.neurons
         if not 1 <= k <= real:
             raise OptionError(f"There are {real} neurons; the best {k} of them cannot be listed.")
-        order = self.scores.flatten().topk(min(self.scores.numel(), k + self.scores.numel() - real)).indices.tolist()
         widths = [block.width for block in self.found.vlm.anatomy.blocks]
-        places = ((index // width, index % width) for index in order)
-        return [(block, column) for block, column in places if column < widths[block]][:k]
+        return Scores(self.scores, self.activations, self.total, self.note, self.order).best(k, widths)
 
     def top(self, k: int = 10, promotes: int = 10, by: PromotedBy = "cosine") -> NeuronTable:
         """The k neurons with the highest scores.
@@ -424,6 +426,11 @@ def _part(
     bare: Finding, word: Word, targets: Sequence[Target], scores: Sequence[Scores], contrast: str | None
 ) -> WordFinding:
     recording = bare.recording
+    if len(scores) > 1 and any(score.order for score in scores):
+        raise OptionError(
+            f"{bare.finder!r} chooses a set for one token; sets of several tokens cannot be added up. Use "
+            "token='first' or 'last'."
+        )
     totals = [score.total for score in scores if score.total is not None]
     return WordFinding(
         word=word.text,
@@ -437,6 +444,7 @@ def _part(
         total=sum(totals) if len(totals) == len(scores) else None,
         note=scores[0].note if contrast is None else scores[0].note.replace(ANOTHER_WORD, f"against {contrast!r}"),
         found=bare,
+        order=scores[0].order,
     )
 
 

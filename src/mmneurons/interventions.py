@@ -1,60 +1,220 @@
-"""Taking neurons away while the model runs, without a trace afterwards.
+"""Changing neurons while the model runs, without a trace afterwards.
 
-``zeroed`` does it to whatever runs inside its block: a caption, a finding, a forward of one's own. ``logits_without``
-asks what the model would have made of one word without some neurons, all else as it was said: teacher-forced, many sets
-of neurons at once, at the cost of a few steps of generation.
+``zeroed``, ``held_at``, ``scaled`` and ``noisy`` change whatever runs inside their block: a caption, a finding, a
+forward of one's own. Blocks may be nested: an inner one changes what the outer ones left. What is recorded inside are
+the activations as they were changed. The weights are never touched, so leaving a block, in whatever way, leaves nothing
+behind.
+
+``logits_without`` asks what the model would have made of one word without some neurons, all else as it was said:
+teacher-forced, many sets of neurons at once, at the cost of a few steps of generation.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from mmneurons.errors import OptionError
 from mmneurons.finding import WordFinding
-from mmneurons.vlm.hooks import hooked, listening
+from mmneurons.options import check_seed
+from mmneurons.vlm.changes import ALL, EMITTING, Change, changed, zeros
+from mmneurons.vlm.hooks import listening
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.replay import drop
+from mmneurons.vlm.recording import Recording
 from mmneurons.vlm.replay import logits_without as replay_without
+from mmneurons.vlm.sites import columns
 
-__all__ = ["logits_without", "zeroed"]
+__all__ = [
+    "Positions",
+    "held_at",
+    "held_at_changes",
+    "intervened",
+    "logits_without",
+    "mean_activations",
+    "noise_changes",
+    "noisy",
+    "scale_changes",
+    "scaled",
+    "zeroed",
+]
+
+Positions = Literal["all", "emitting"]
+"""``"all"``, or ``"emitting"``: the positions that emit tokens. Those are the last one of every forward, and in a
+recording of a given caption all that emit its tokens."""
+
+Places = Sequence[tuple[int, int]]
+"""Block and column of neurons."""
 
 
 @contextmanager
-def zeroed(
-    vlm: VLM, neurons: Sequence[tuple[int, int]], positions: Literal["all", "emitting"] = "all"
-) -> Iterator[None]:
-    """Hold the activations of some neurons at zero while the block runs; the weights are never touched.
+def intervened(vlm: VLM, changes: Sequence[Change], positions: Positions = "all") -> Iterator[None]:
+    """Hold neurons changed while the block runs; what the other functions here do.
 
     Args:
         vlm: the model.
-        neurons: block and column of each.
-        positions: ``"all"``, or ``"emitting"``: the last position of every forward. While the model generates with its
-            cache these are the positions that emit its tokens; in a forward over a whole text it is the last one only.
+        changes: which neurons, and how.
+        positions: where.
 
     Raises:
         OptionError: ``positions`` is something else.
         AnatomyError: there is no such neuron.
     """
-    if positions not in ("all", "emitting"):
+    if positions not in (ALL, EMITTING):
         raise OptionError(f"positions={positions!r} is not possible. Choose 'all' or 'emitting'.")
-    _check(vlm, neurons)
-    where = slice(None) if positions == "all" else slice(-1, None)
-
     batch = [1]
 
     def count(x: Tensor) -> None:
         batch[0] = x.shape[0]
 
-    before, after = drop(vlm, [(-1, block, column) for block, column in neurons], lambda: batch[0], where)
-    with listening(vlm.model, {vlm.anatomy.blocks[0].module: count}), hooked(vlm.model, before, after):
+    with (
+        listening(vlm.model, {vlm.anatomy.blocks[0].module: count}),
+        changed(vlm, changes, positions, lambda: batch[0]),
+    ):
         yield
 
 
+@contextmanager
+def zeroed(vlm: VLM, neurons: Places, positions: Positions = "all") -> Iterator[None]:
+    """Hold the activations of some neurons at zero while the block runs.
+
+    Args:
+        vlm: the model.
+        neurons: block and column of each.
+        positions: where, see ``Positions``.
+
+    Raises:
+        OptionError: ``positions`` is something else.
+        AnatomyError: there is no such neuron.
+    """
+    _check(vlm, neurons)
+    with intervened(vlm, zeros(neurons), positions):
+        yield
+
+
+@contextmanager
+def held_at(
+    vlm: VLM, neurons: Places, values: Float[Tensor, "neurons"], positions: Positions = "all"
+) -> Iterator[None]:
+    """Hold the activations of some neurons at values of their own, such as ``mean_activations``.
+
+    Args:
+        vlm: the model.
+        neurons: block and column of each.
+        values: one for each. A unit of an expert is held at its value whether or not its expert was chosen, times the
+            factor that follows the write site.
+        positions: where, see ``Positions``.
+
+    Raises:
+        OptionError: ``positions`` is something else, or there is not one value for each neuron.
+        AnatomyError: there is no such neuron.
+    """
+    with intervened(vlm, held_at_changes(vlm, neurons, values), positions):
+        yield
+
+
+@contextmanager
+def scaled(vlm: VLM, neurons: Places, factor: float, positions: Positions = "all") -> Iterator[None]:
+    """Multiply the activations of some neurons while the block runs.
+
+    Args:
+        vlm: the model.
+        neurons: block and column of each.
+        factor: 0 takes them away, 1 leaves them as they are.
+        positions: where, see ``Positions``.
+
+    Raises:
+        OptionError: ``positions`` is something else, or ``factor`` is no finite number.
+        AnatomyError: there is no such neuron.
+    """
+    with intervened(vlm, scale_changes(vlm, neurons, factor), positions):
+        yield
+
+
+@contextmanager
+def noisy(
+    vlm: VLM,
+    neurons: Places,
+    sigma: float = 1.0,
+    on: Literal["vector", "activation"] = "vector",
+    seed: int = 0,
+    positions: Positions = "all",
+) -> Iterator[None]:
+    """Add Gaussian noise to some neurons while the block runs, the same at every position.
+
+    Args:
+        vlm: the model.
+        neurons: block and column of each.
+        sigma: standard deviation. On output vectors over the root mean square of the vector's elements; on activations
+            over the activation, which is multiplied by 1 + σ ε with one ε for each neuron. The value that Pan et al.
+            (2024) used was never published.
+        on: ``"vector"`` (the paper's: the columns of write sites) or ``"activation"``.
+        seed: of the noise.
+        positions: where, see ``Positions``.
+
+    Raises:
+        OptionError: an option has a value that it cannot have.
+        AnatomyError: there is no such neuron.
+    """
+    with intervened(vlm, noise_changes(vlm, neurons, sigma, on, seed), positions):
+        yield
+
+
+def held_at_changes(vlm: VLM, neurons: Places, values: Float[Tensor, "neurons"]) -> list[Change]:
+    """The changes of ``held_at``. Errors as there."""
+    if len(values) != len(neurons) or len(set(neurons)) != len(neurons):
+        raise OptionError(f"There are {len(set(neurons))} neurons and {len(values)} values: pass one for each.")
+    return _changes(vlm, neurons, torch.zeros(len(neurons)), values)
+
+
+def scale_changes(vlm: VLM, neurons: Places, factor: float) -> list[Change]:
+    """The changes of ``scaled``. Errors as there."""
+    _check_number("factor", factor)
+    neurons = list(dict.fromkeys(neurons))
+    return _changes(vlm, neurons, torch.full((len(neurons),), float(factor)), torch.zeros(len(neurons)))
+
+
+def noise_changes(
+    vlm: VLM, neurons: Places, sigma: float = 1.0, on: Literal["vector", "activation"] = "vector", seed: int = 0
+) -> list[Change]:
+    """The changes of ``noisy``. Errors as there."""
+    if on not in ("vector", "activation"):
+        raise OptionError(f"on={on!r} is not possible. Choose 'vector' or 'activation'.")
+    _check_number("sigma", sigma)
+    check_seed(seed)
+    neurons = list(dict.fromkeys(neurons))
+    generator = torch.Generator().manual_seed(seed)
+    count = len(neurons)
+    if on == "activation":
+        factor = 1 + sigma * torch.randn(count, generator=generator)
+        return _changes(vlm, neurons, factor, torch.zeros(count))
+    draw = torch.randn(count, vlm.anatomy.hidden, generator=generator)
+    vectors = _columns(vlm, neurons)
+    noise = sigma * draw * vectors.square().mean(-1, keepdim=True).sqrt()
+    return _changes(vlm, neurons, torch.ones(count), torch.zeros(count), noise)
+
+
+def mean_activations(vlm: VLM, recordings: Sequence[Recording], neurons: Places) -> Float[Tensor, "neurons"]:
+    """The mean activation of some neurons over the emitting positions of a reference set, for ``held_at``.
+
+    Raises:
+        OptionError: there are no recordings.
+        AnatomyError: there is no such neuron.
+    """
+    _check(vlm, neurons)
+    if not recordings:
+        raise OptionError("A mean needs recordings to be taken over: pass those of a reference set.")
+    blocks, own = [block for block, _ in neurons], [column for _, column in neurons]
+    steps = torch.cat([recording.activations[:, blocks, own] for recording in recordings])
+    return steps.double().mean(0).float()
+
+
 def logits_without(
-    word: WordFinding, sets: Sequence[Sequence[tuple[int, int]]], step: int | None = None
+    word: WordFinding, sets: Sequence[Places], step: int | None = None
 ) -> Float[Tensor, "rows vocabulary"]:
     """The logits that a word came from, without some neurons at the position that emitted it; later blocks react.
 
@@ -82,6 +242,45 @@ def logits_without(
     return replay_without(vlm, recording, step, sets)
 
 
-def _check(vlm: VLM, neurons: Sequence[tuple[int, int]]) -> None:
+def _check(vlm: VLM, neurons: Places) -> None:
     for place in neurons:
         vlm.anatomy.name(*place)
+
+
+def _check_number(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        raise OptionError(f"{name}={value!r} is not possible: it has to be a finite number.")
+
+
+def _changes(
+    vlm: VLM,
+    neurons: Places,
+    factor: Float[Tensor, "neurons"],
+    shift: Float[Tensor, "neurons"],
+    noise: Float[Tensor, "neurons hidden"] | None = None,
+) -> list[Change]:
+    """One change for every block."""
+    _check(vlm, neurons)
+    changes = []
+    for block in sorted({block for block, _ in neurons}):
+        own = [index for index, place in enumerate(neurons) if place[0] == block]
+        changes.append(
+            Change(
+                block=block,
+                columns=torch.tensor([neurons[index][1] for index in own]),
+                factor=factor[own],
+                shift=shift[own].float(),
+                noise=None if noise is None else noise[own],
+            )
+        )
+    return changes
+
+
+def _columns(vlm: VLM, neurons: Places) -> Float[Tensor, "neurons hidden"]:
+    """The columns of neurons as their write sites hold them."""
+    _check(vlm, neurons)
+    rows = torch.zeros(len(neurons), vlm.anatomy.hidden)
+    for index, (block, column) in enumerate(neurons):
+        site = vlm.anatomy.site(block, column)
+        rows[index] = columns(vlm.model, site, [column - site.start])[0]
+    return rows

@@ -6,22 +6,38 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from mmneurons.errors import OptionError
+from mmneurons.finders.ablation import Ablation
 from mmneurons.finders.activation import Activation
+from mmneurons.finders.activation_times_unembedding import ActivationTimesUnembedding
 from mmneurons.finders.chance import Random
 from mmneurons.finders.contribution import Contribution
+from mmneurons.finders.gradient import Gradient
+from mmneurons.finders.gradient_times_activation import GradientTimesActivation
+from mmneurons.finders.greedy import Greedy
+from mmneurons.finders.integrated_gradients import IntegratedGradients
+from mmneurons.finders.log_probability_increase import LogProbabilityIncrease
 from mmneurons.finders.protocol import BatchFinder, Finder, Scores, Target
+from mmneurons.finders.total import Total
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import Recording
 
 __all__ = [
     "FINDERS",
+    "Ablation",
     "Activation",
+    "ActivationTimesUnembedding",
     "BatchFinder",
     "Contribution",
     "Finder",
+    "Gradient",
+    "GradientTimesActivation",
+    "Greedy",
+    "IntegratedGradients",
+    "LogProbabilityIncrease",
     "Random",
     "Scores",
     "Target",
+    "Total",
     "make_finder",
     "score_all",
     "takes_seed",
@@ -29,7 +45,15 @@ __all__ = [
 
 FINDERS: dict[str, type] = {
     "contribution": Contribution,
+    "total": Total,
+    "greedy": Greedy,
     "activation": Activation,
+    "activation_times_unembedding": ActivationTimesUnembedding,
+    "gradient": Gradient,
+    "gradient_times_activation": GradientTimesActivation,
+    "integrated_gradients": IntegratedGradients,
+    "log_probability_increase": LogProbabilityIncrease,
+    "ablation": Ablation,
     "random": Random,
 }
 

@@ -39,12 +39,25 @@ class Scores:
         activations: what stood for each neuron's activation at the step.
         total: what the scores are shares of, before a soft-cap; None where they are no shares of anything.
         note: what the scores are read against and what is approximate in them, to be shown with them.
+        order: block and column of neurons that were chosen as a set, one after another. They come first, whatever their
+            values, which are those at the time when each was chosen.
     """
 
     values: Float[Tensor, "blocks width"]
     activations: Float[Tensor, "blocks width"]
     total: float | None
     note: str = ""
+    order: tuple[tuple[int, int], ...] = ()
+
+    def best(self, k: int, widths: Sequence[int]) -> list[tuple[int, int]]:
+        """Block and column of the k neurons that come first, of blocks of some widths."""
+        width = self.values.shape[1]
+        chosen = set(self.order)
+        absent = len(widths) * width - sum(widths)
+        order = self.values.flatten().topk(min(self.values.numel(), k + absent + len(chosen))).indices.tolist()
+        places = ((index // width, index % width) for index in order)
+        rest = [place for place in places if place[1] < widths[place[0]] and place not in chosen]
+        return [*self.order, *rest][:k]
 
 
 @runtime_checkable

@@ -49,6 +49,31 @@ class Carried:
             directions = directions * self.factors[:, self.anatomy.gates.index(path.gate), None].to(directions)
         return directions if path.gain == 1 else directions * path.gain
 
+    def forward(self, path: Path, written: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:
+        """What is written at the beginning of a path, as it arrives at the final norm; without what norms add."""
+        if path.gate is not None:
+            written = written * self.factors[:, self.anatomy.gates.index(path.gate), None].to(written)
+        written = written * path.gain
+        for norm in (*path.norms, *self.anatomy.carriers[path.carriers :]):
+            index = [other.module for other in self.anatomy.norms].index(norm.module)
+            if norm.kind == "layer":
+                written = written - written.mean(-1, keepdim=True)
+            written = written * self.statistics[:, index, None].to(written) * self.gains[norm.module].to(written)
+        return written
+
+    def added(self) -> Float[Tensor, "rows hidden"]:
+        """What the norms on the way add, as it arrives at the final norm."""
+        total = torch.zeros_like(self.behind[-1])
+        for index, norm in enumerate(self.anatomy.carriers):
+            if norm.module in self.shifts:
+                shift = self.shifts[norm.module].to(total).expand_as(total)
+                total = total + self.forward(Path(carriers=index + 1, gain=norm.gain), shift)
+        for norm, rest in _endings(self.anatomy).items():
+            if norm.module in self.shifts:
+                shift = self.shifts[norm.module].to(total).expand_as(total)
+                total = total + self.forward(replace(rest, gain=norm.gain), shift)
+        return total
+
     def constants(self) -> Float[Tensor, "rows"]:
         """The share of what the norms on the way add."""
         total = torch.zeros_like(self.behind[-1][:, 0])

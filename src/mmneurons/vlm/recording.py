@@ -20,18 +20,19 @@ from torch import Tensor, nn
 
 from mmneurons.errors import OptionError, RecordingError
 from mmneurons.vlm.anatomy import Gate, Norm, WriteSite
+from mmneurons.vlm.changes import emitting, heard_activations
 from mmneurons.vlm.decoding import decoder_start, family_of, forced_inputs, generator, image_positions, prompt_length
 from mmneurons.vlm.hooks import Listener, evaluating, hooked, listening
 from mmneurons.vlm.inputs import Request, collate
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.paths import statistic_of
 from mmneurons.vlm.shuffling import shuffled_image_tokens
-from mmneurons.vlm.sites import expert_activations
 
 __all__ = [
     "IMAGE_BUDGET",
     "Keep",
     "Recording",
+    "Tape",
     "end_token_id",
     "image_activations",
     "record_forced",
@@ -150,7 +151,7 @@ def record_generation(
             record_forced(vlm, request, _until_end(vlm, row, ends), keep)
             for request, row in zip(requests, sequences, strict=True)
         ]
-    tape = _Tape(vlm, requests, batch, keep)
+    tape = Tape(vlm, requests, batch, keep)
     with tape.listening(), _shuffled(vlm, batch, keep):
         output = _generate(vlm, batch, max_new_tokens, seed, {**options, "output_logits": True})
     sequences = output.sequences[:, -len(output.logits) :]
@@ -177,8 +178,8 @@ def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], keep: Ke
         raise OptionError("There is nothing to record: the caption holds no token.")
     tokens = torch.tensor(list(token_ids), dtype=torch.long)
     inputs = forced_inputs(vlm, request.inputs, tokens.tolist())
-    tape = _Tape(vlm, [request], inputs, keep, kept=len(tokens))
-    with evaluating(vlm.model), tape.listening(), _shuffled(vlm, inputs, keep):
+    tape = Tape(vlm, [request], inputs, keep, kept=len(tokens))
+    with evaluating(vlm.model), tape.listening(), _shuffled(vlm, inputs, keep), emitting(len(tokens)):
         logits = vlm.model(**inputs, use_cache=False).logits[0, -len(tokens) :].float().cpu()
     try:
         (recording,) = tape.recordings([request], [tokens], [logits], len(tokens), forced=True)
@@ -228,7 +229,7 @@ def _activations_at(
     given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
     positions = positions.to(given[0].device)
     if site.experts is not None:
-        return expert_activations(module, site, given, positions)
+        return heard_activations(module, site, given, positions)
     return given[0].reshape(-1, given[0].shape[-1])[positions]
 
 
@@ -261,7 +262,7 @@ def _is_stepwise(vlm: VLM, options: dict[str, Any]) -> bool:
     return once and options["num_beams"] == 1 and asked("use_cache") is not False
 
 
-class _Tape:
+class Tape:
     """The listeners of one recording, and what they heard."""
 
     def __init__(

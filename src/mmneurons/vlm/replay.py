@@ -1,4 +1,4 @@
-"""Running one step of a recording again, with some neurons at zero.
+"""Running one step of a recording again, with some neurons changed.
 
 The emitting position is the last one: nothing that happens there is seen by another position. So what lies before it is
 run once, its keys and values are shared by as many rows as there are variants of that one position, and every row costs
@@ -9,9 +9,10 @@ whole sequence is run in every row.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from inspect import signature
 
 import torch
@@ -21,18 +22,26 @@ from transformers import Cache
 
 from mmneurons.errors import RecordingError
 from mmneurons.vlm.anatomy import Norm, WriteSite
+from mmneurons.vlm.changes import EMITTING, Change, changed, zeros
 from mmneurons.vlm.decoding import forced_inputs
 from mmneurons.vlm.hooks import Listener, evaluating, hooked, listening
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.paths import gain_of, statistic_of
-from mmneurons.vlm.recording import Recording
-from mmneurons.vlm.sites import columns as columns_of
-from mmneurons.vlm.sites import expert_activations
+from mmneurons.vlm.recording import Keep, Recording, Tape
 
-__all__ = ["Prefix", "drop", "logits_without", "prefix", "streams_without"]
+__all__ = [
+    "Listening",
+    "Prefix",
+    "logits_with",
+    "logits_without",
+    "prefix",
+    "record_again",
+    "replay",
+    "streams_without",
+]
 
-Places = Sequence[tuple[int, int, int]]
-"""Row, and block and column of a neuron."""
+Listening = Callable[[], AbstractContextManager[object]]
+"""Opens what listens to a forward; it may be opened twice."""
 
 ROOM = 4 * 2**30
 """How many bytes of keys and values a replay of several rows may take."""
@@ -50,9 +59,11 @@ class Prefix:
 
     Attributes:
         cache: its keys and values; None where the family does not let them be shared.
+        length: how many positions they are of.
     """
 
     cache: Cache | None
+    length: int = 0
 
     @property
     def rows(self) -> int:
@@ -64,9 +75,11 @@ class Prefix:
 
 
 def prefix(vlm: VLM, recording: Recording, step: int) -> Prefix:
-    """Run everything before a step."""
+    """Run everything before a step; what it gives serves earlier steps, too."""
+    said = forced_inputs(vlm, recording.inputs, recording.token_ids[: step + 1].tolist())
     with evaluating(vlm.model):
-        return Prefix(_prefilled(vlm, forced_inputs(vlm, recording.inputs, recording.token_ids[: step + 1].tolist())))
+        cache = _prefilled(vlm, said)
+    return Prefix(cache, 0 if cache is None else said["input_ids"].shape[1] - 1)
 
 
 def streams_without(
@@ -101,94 +114,65 @@ def streams_without(
         # what the block writes behind its FFN reads the stream that has changed (Gemma 4's per-layer inputs)
         outputs |= {write.module: hold(own <= index) for write in block.writes}
         outputs |= {site.module: hold(own < index, site) for site in block.sites}
-    places = [(row, block, column) for row, (block, column) in enumerate(neurons, 1)]
+    changes = [change for row, neuron in enumerate(neurons, 1) for change in zeros([neuron], row)]
     frozen = {norm.module: _freeze(vlm.model, norm, rows) for norm in anatomy.norms}
-    _replay(vlm, recording, step, rows, places, {anatomy.end: keep}, outputs, frozen, before)
+
+    def listened() -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(changed(vlm, changes, EMITTING, lambda: rows))
+        stack.enter_context(hooked(vlm.model, {}, frozen))
+        stack.enter_context(listening(vlm.model, {anatomy.end: keep}, outputs))
+        return stack
+
+    replay(vlm, recording, step, rows, listened, before)
     return found["stream"]
 
 
 def logits_without(
-    vlm: VLM, recording: Recording, step: int, sets: Sequence[Sequence[tuple[int, int]]]
+    vlm: VLM,
+    recording: Recording,
+    step: int,
+    sets: Sequence[Sequence[tuple[int, int]]],
+    before: Prefix | None = None,
 ) -> Float[Tensor, "rows vocabulary"]:
-    """The logits of a step: row 0 as they are, then a row for every set of neurons with their activations at zero.
+    """``logits_with`` for sets of neurons with their activations at zero."""
+    return logits_with(vlm, recording, step, [zeros(group) for group in sets], before)
 
-    They are zero at the emitting position alone, and later blocks react. Float32 on the CPU, as the model gives them:
-    behind the head's scale and soft-cap, before any logits processor.
+
+def logits_with(
+    vlm: VLM,
+    recording: Recording,
+    step: int,
+    variants: Sequence[Sequence[Change]],
+    before: Prefix | None = None,
+) -> Float[Tensor, "rows vocabulary"]:
+    """The logits of a step: row 0 as they are, then a row for every variant of some neurons.
+
+    They are changed at the emitting position alone, and later blocks react. Float32 on the CPU, as the model gives
+    them: behind the head's scale and soft-cap, before any logits processor.
 
     Args:
         vlm: the model, with the weights that it was recorded with.
         recording: of any caption.
         step: whose logits.
-        sets: block and column of the neurons of each set; all sets are run at once, each with its own copy of the keys
+        variants: the changes of each; as many as there is room for are run at once, each with its own copy of the keys
             and values.
+        before: what lies before the step, where it was run already.
 
     Raises:
         RecordingError: row 0 is not what was recorded.
     """
-    places = [(row, block, column) for row, group in enumerate(sets, 1) for block, column in group]
-    return _replay(vlm, recording, step, len(sets) + 1, places, {}, {}, {})
-
-
-def drop(
-    vlm: VLM, places: Places, rows: Callable[[], int], where: slice
-) -> tuple[dict[str, Callable], dict[str, Callable]]:
-    """Hooks that hold units at zero, each in its row, at the positions of ``where``: before modules, and after them.
-
-    A unit of a dense FFN is put to zero where its write site is given it; of what experts gave its share is taken away.
-
-    Args:
-        vlm: the model.
-        places: row, block and column of every unit; row -1 stands for all rows.
-        rows: says how many rows the batch has that is under way; some modules are given rows and positions as one.
-        where: at which positions.
-    """
-    before: dict[str, Callable] = {}
-    after: dict[str, Callable] = {}
-    grouped: dict[str, tuple[WriteSite, list[tuple[int, int]]]] = {}
-    for row, block, column in places:
-        site = vlm.anatomy.site(block, column)
-        grouped.setdefault(site.module, (site, []))[1].append((row, column - site.start))
-    for name, (site, units) in grouped.items():
-        if site.experts is None:
-            before[name] = _zero(units, rows, where)
-        else:
-            after[name] = _take_away(vlm.model, site, units, rows, where)
-    return before, after
-
-
-def _zero(units: Sequence[tuple[int, int]], rows: Callable[[], int], where: slice) -> Callable:
-    def hook(_module: nn.Module, args: tuple, kwargs: dict) -> tuple:
-        z = args[0].clone()
-        batched = z.view(rows(), -1, z.shape[-1])
-        for row in {row for row, _ in units}:
-            own = torch.tensor([unit for other, unit in units if other == row], device=z.device)
-            batched[slice(None) if row < 0 else slice(row, row + 1), where, own] = 0
-        return (z, *args[1:]), kwargs
-
-    return hook
-
-
-def _take_away(
-    model: nn.Module, site: WriteSite, units: Sequence[tuple[int, int]], rows: Callable[[], int], where: slice
-) -> Callable:
-    vectors = columns_of(model, site, [unit for _, unit in units])
-
-    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-        given = [one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)]
-        assert site.experts is not None
-        sorted_ = site.experts.layout == "sorted"
-        # one row of several for every token is enough to take the share from
-        tokens = output.view(site.experts.count, -1, output.shape[-1])[0] if sorted_ else output
-        tokens = tokens.view(rows(), -1, output.shape[-1])
-        places = torch.arange(tokens.shape[0] * tokens.shape[1]).view(tokens.shape[:2])
-        changed = output.clone()
-        for (row, unit), vector in zip(units, vectors, strict=True):
-            at = places[slice(None) if row < 0 else slice(row, row + 1), where].flatten()
-            z = expert_activations(module, site, given, at)[:, unit]
-            changed[at.to(changed.device)] -= (z[:, None] * vector.to(z)).to(changed)
-        return changed
-
-    return hook
+    before = before or prefix(vlm, recording, step)
+    size = before.rows - 1
+    parts = [variants[start : start + size] for start in range(0, max(len(variants), 1), size)]
+    logits = []
+    for part in parts:
+        rows = len(part) + 1
+        changes = [replace(change, row=row) for row, own in enumerate(part, 1) for change in own]
+        listened = partial(changed, vlm, changes, EMITTING, partial(int, rows))
+        own, before = replay(vlm, recording, step, rows, listened, before)
+        logits.append(own[1:] if logits else own)
+    return torch.cat(logits)
 
 
 def _freeze(model: nn.Module, norm: Norm, rows: int) -> Callable:
@@ -206,50 +190,117 @@ def _freeze(model: nn.Module, norm: Norm, rows: int) -> Callable:
     return hook
 
 
-def _replay(
+def record_again(
+    vlm: VLM,
+    recording: Recording,
+    step: int,
+    changes: Sequence[Change],
+    before: Prefix | None = None,
+    check: bool = True,
+) -> tuple[Recording, Prefix]:
+    """A recording of one step, with neurons changed at its emitting position; and what to pass as ``before`` next.
+
+    Its only step is number 0. Nothing is kept of image positions.
+
+    Args:
+        vlm: the model, with the weights that it was recorded with.
+        recording: of any caption.
+        step: of it.
+        changes: of neurons.
+        before: what lies before the step or a later one, where it was run already.
+        check: whether nothing is changed, so that the logits have to be those of the recording.
+
+    Raises:
+        RecordingError: they are not.
+    """
+    tapes: list[Tape] = []
+
+    def listened() -> AbstractContextManager[object]:
+        # a way that fails leaves half a tape behind
+        tapes.append(Tape(vlm, [recording.request], recording.inputs, Keep(image_budget=0)))
+        stack = ExitStack()
+        stack.enter_context(changed(vlm, changes, EMITTING, lambda: 1))
+        stack.enter_context(tapes[-1].listening())
+        return stack
+
+    logits, before = replay(vlm, recording, step, 1, listened, before, check)
+    try:
+        (again,) = tapes[-1].recordings([recording.request], [recording.token_ids[step : step + 1]], [logits], 1, True)
+    finally:
+        for tape in tapes:
+            tape.clear()
+    return again, before
+
+
+def replay(
     vlm: VLM,
     recording: Recording,
     step: int,
     rows: int,
-    places: Places,
-    inputs: Mapping[str, Listener],
-    outputs: Mapping[str, Listener],
-    frozen: Mapping[str, Callable],
-    prefix: Prefix | None = None,
-) -> Float[Tensor, "rows vocabulary"]:
-    """Run the emitting position of a step in several rows that share what came before; return its logits."""
-    before, after = drop(vlm, places, lambda: rows, slice(-1, None))
+    listened: Listening,
+    before: Prefix | None = None,
+    check: bool = True,
+    gradient: bool = False,
+) -> tuple[Float[Tensor, "rows vocabulary"], Prefix]:
+    """Run the emitting position of a step in several rows that share what came before.
+
+    Args:
+        vlm: the model, with the weights that it was recorded with.
+        recording: of any caption.
+        step: of it.
+        rows: how many.
+        listened: what listens to the forward, and changes it.
+        before: what lies before the step or a later one, where it was run already.
+        check: whether row 0 has nothing changed, so that its logits have to be those of the recording.
+        gradient: whether to keep a graph from wherever something that listens asks for a derivative.
+
+    Returns:
+        The logits, and what to pass as ``before`` next time: without keys and values where they cannot be shared.
+
+    Raises:
+        RecordingError: row 0 is not what was recorded.
+    """
     said = forced_inputs(vlm, recording.inputs, recording.token_ids[: step + 1].tolist())
-    expected = recording.logits[step]
-
-    def listened() -> ExitStack:
-        stack = ExitStack()
-        stack.enter_context(hooked(vlm.model, before, after))
-        stack.enter_context(hooked(vlm.model, {}, frozen))
-        stack.enter_context(listening(vlm.model, inputs, outputs))
-        return stack
-
     with evaluating(vlm.model):
-        for run in (_cached, _whole):
-            logits = run(vlm, said, rows, listened, prefix)
-            if logits is not None and _agrees(vlm, logits[0], expected):
-                return logits
+        for shared in _ways(vlm, recording, step, before):
+            run = _whole if shared.cache is None else _cached
+            with torch.set_grad_enabled(gradient):
+                logits = run(vlm, said, rows, listened, shared)
+            if logits is not None and (not check or _agrees(vlm, logits[0].detach(), recording.logits[step])):
+                return logits, shared
     raise RecordingError(
         "Running a step again did not give the logits that were recorded. Were weights or modules changed since? Find "
         "again."
     )
 
 
-def _cached(
-    vlm: VLM, said: dict[str, Tensor], rows: int, listened: Callable[[], ExitStack], prefix: Prefix | None
-) -> Tensor | None:
+def _ways(vlm: VLM, recording: Recording, step: int, before: Prefix | None) -> Iterator[Prefix]:
+    """What a replay may go on from, the cheapest first; at last nothing, so that the whole sequence is run."""
+    if before is not None:
+        yield before
+    if before is None or (before.cache is not None and before.length > _length(vlm, recording, step) - 1):
+        own = prefix(vlm, recording, step)
+        if own.cache is not None:
+            yield own
+    if before is None or before.cache is not None:
+        yield Prefix(None)
+
+
+def _length(vlm: VLM, recording: Recording, step: int) -> int:
+    """How many positions there are up to the one that emits a step."""
+    said = forced_inputs(vlm, recording.inputs, recording.token_ids[: step + 1].tolist())
+    return said["input_ids"].shape[1] if "input_ids" in said else 0
+
+
+def _cached(vlm: VLM, said: dict[str, Tensor], rows: int, listened: Listening, before: Prefix) -> Tensor | None:
     """Only the last position in several rows; None where the family does not go on from a cache like that."""
-    cache = _prefilled(vlm, said) if prefix is None else copy.deepcopy(prefix.cache)
-    if cache is None:
-        return None
+    assert before.cache is not None
     tokens = said["input_ids"]
     mask = torch.ones(rows, tokens.shape[1], dtype=torch.long, device=tokens.device)
     try:
+        cache = copy.deepcopy(before.cache)
+        if before.length > tokens.shape[1] - 1:
+            cache.crop(tokens.shape[1] - 1)
         cache.batch_repeat_interleave(rows)
         with listened():
             output = vlm.model(
@@ -278,9 +329,7 @@ def _prefilled(vlm: VLM, said: dict[str, Tensor]) -> Cache | None:
         return None
 
 
-def _whole(
-    vlm: VLM, said: dict[str, Tensor], rows: int, listened: Callable[[], ExitStack], _prefix: Prefix | None
-) -> Tensor:
+def _whole(vlm: VLM, said: dict[str, Tensor], rows: int, listened: Listening, _before: Prefix) -> Tensor:
     repeated = {name: torch.cat([value] * rows) for name, value in said.items()}
     with listened():
         return vlm.model(**repeated, use_cache=False).logits[:, -1].float().cpu()
