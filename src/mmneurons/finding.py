@@ -257,7 +257,7 @@ class Finding:
         Raises:
             OptionError: there is no such step, or words were contrasted with another one, which a token cannot be.
         """
-        if isinstance(self.finder, Contribution) and self.finder.against == "word":
+        if getattr(self.finder, "against", None) == "word":
             raise OptionError("A token cannot be contrasted with a word. Find again without against='…'.")
         if not 0 <= step < len(self.recording):
             raise OptionError(f"There is no step {step}: steps are 0 to {len(self.recording) - 1}.")
@@ -291,14 +291,25 @@ class FindOptions(RecordOptions, total=False):
     """How a caption comes about, and the options of the finder.
 
     Attributes:
-        against: of ``contribution``: None, ``"vocabulary"``, ``"distribution"``, or another word.
+        against: of ``contribution``, ``total``, ``greedy`` and gradients: None, ``"vocabulary"``, ``"distribution"``,
+            or another word.
         norm: of ``contribution``: ``"frozen"`` or None.
         activation: of ``contribution``: ``"product"`` or ``"gate"``.
+        k: of ``greedy``: how many neurons are chosen.
+        handful: of ``greedy``: how many at a time.
+        choose_by: of ``greedy`` and ``ablation``: ``"total"`` or ``"contribution"``.
+        steps: of ``integrated_gradients``.
+        candidates: of ``ablation`` and ``log_probability_increase``: for how many neurons the score is computed whole.
     """
 
     against: str | None
     norm: Literal["frozen"] | None
     activation: Literal["product", "gate"]
+    k: int
+    handful: int
+    choose_by: Literal["total", "contribution"]
+    steps: int
+    candidates: int | None
 
 
 @overload
@@ -495,11 +506,11 @@ def _scorer(finder: str | Finder, own: dict[str, object], options: FindOptions) 
     references = ("vocabulary", "distribution")
     if isinstance(against, str) and not against.strip():
         raise OptionError(f"against={against!r} names no word to contrast with.")
-    if finder == "contribution" and isinstance(against, str) and against not in references:
+    if isinstance(finder, str) and "against" in own and isinstance(against, str) and against not in references:
         if meant := [name for name in references if SequenceMatcher(None, against.lower(), name).ratio() > 0.65]:
             raise OptionError(
                 f"against={against!r} looks like {meant[0]!r} misspelt. To contrast with a word so like it, call "
-                "the finder Contribution('word') with targets of your own."
+                "the finder with against='word' and targets of your own."
             )
         return make_finder(finder, {**own, "against": "word"}), against
     if "seed" in options and isinstance(finder, str) and takes_seed(finder):

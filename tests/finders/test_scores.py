@@ -227,7 +227,7 @@ def test_several_words_are_scored_as_each_is_alone(studied):
 @pytest.mark.parametrize("by", ["total", "contribution"])
 def test_greedy_takes_the_best_handful_of_what_is_left(by):
     of = study("llava")
-    greedy = Greedy(k=7, handful=3, by=by)
+    greedy = Greedy(k=7, handful=3, choose_by=by)
     (scores,) = greedy(of.vlm, of.recording, [of.target])
     chosen: list[tuple[int, int]] = []
     for size in (3, 3, 1):
@@ -447,7 +447,7 @@ def test_ablation_is_the_fall_of_log_p(studied):
 def test_ablation_of_candidates_leaves_the_others_at_zero():
     of = study("llava")
     (all_,) = Ablation(candidates=None)(of.vlm, of.recording, [of.target])
-    (few,) = Ablation(candidates=10, by="total")(of.vlm, of.recording, [of.target])
+    (few,) = Ablation(candidates=10, choose_by="total")(of.vlm, of.recording, [of.target])
     tried = few.values != 0
     assert int(tried.sum()) == 10
     assert "10 candidates" in few.note
@@ -492,9 +492,9 @@ def test_wrong_options_say_what_is_possible():
     for make in (
         lambda: Total("nothing"),
         lambda: Greedy(k=0),
-        lambda: Greedy(by="luck"),
+        lambda: Greedy(choose_by="luck"),
         lambda: IntegratedGradients(steps=0),
-        lambda: Ablation(by="luck"),
+        lambda: Ablation(choose_by="luck"),
         lambda: Ablation(candidates=0),
         lambda: LogProbabilityIncrease(candidates=0),
         lambda: Greedy(k=10**6)(of.vlm, of.recording, [of.target]),

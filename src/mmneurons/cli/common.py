@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,7 @@ __all__ = [
     "RunFolder",
     "TrustRemoteCode",
     "VisionTower",
+    "finder_options",
     "load_model",
 ]
 
@@ -54,6 +56,34 @@ VisionTower = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as 'mmn find' makes it.")]
+
+
+def finder_options(finder: str, said: Sequence[str]) -> dict[str, object]:
+    """What ``--finder-option NAME=VALUE`` says, as values of the finder's options.
+
+    Raises:
+        OptionError: it is not of this form, the finder has no such option, or the option has no such value.
+    """
+    import json
+
+    from mmneurons.errors import OptionError
+    from mmneurons.finders import make_finder
+
+    options: dict[str, object] = {}
+    for one in said:
+        name, equals, value = one.partition("=")
+        if not (name and equals and value):
+            raise OptionError(f"--finder-option {one!r} is not possible. Write NAME=VALUE, such as handful=3.")
+        if value == "none":
+            options[name] = None
+            continue
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    # what the finder itself refuses shows before a model is loaded
+    make_finder(finder, options)
+    return options
 
 
 def load_model(

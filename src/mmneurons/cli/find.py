@@ -19,6 +19,7 @@ from mmneurons.cli.common import (
     Revision,
     TrustRemoteCode,
     VisionTower,
+    finder_options,
     load_model,
 )
 from mmneurons.cli.output import Output
@@ -46,7 +47,7 @@ The same command again goes on where it stopped."""
 WORDS, PICTURES = "Words and neurons", "Pictures"
 
 OWN = ("against", "norm", "activation")
-"""What the finder ``contribution`` alone takes."""
+"""What only some finders take, and presets settle."""
 
 
 def command(
@@ -67,7 +68,17 @@ def command(
         str | None,
         typer.Option(
             "--finder",
-            help="How neurons are scored: contribution (default), activation or random.",
+            help="How neurons are scored: contribution (default), total, greedy, activation, gradient, ablation, "
+            "random and others; a wrong name lists all.",
+            rich_help_panel=WORDS,
+        ),
+    ] = None,
+    finder_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--finder-option",
+            metavar="NAME=VALUE",
+            help="Another option of the finder, such as handful=3 of greedy; again for more.",
             rich_help_panel=WORDS,
         ),
     ] = None,
@@ -189,6 +200,7 @@ def command(
         check_seed(shuffle_image_tokens)
     if finder is not None and finder not in FINDERS:
         raise OptionError(f"There is no finder {finder!r}. There are: {', '.join(FINDERS)}.")
+    more = finder_options(finder or "contribution", finder_option or [])
     gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
     check_folder(out)
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
@@ -213,6 +225,7 @@ def command(
     asked |= {name: None if value == "none" else value for name, value in said.items() if value is not None}
     if asked.get("finder", "contribution") != "contribution":
         asked = {name: value for name, value in asked.items() if name not in OWN or said[name]}
+    asked |= more
     asked["batch_size"] = batch_size
     with output.progress() as tell:
         last: list[Progress] = []

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +21,7 @@ from PIL import Image
 
 from mmneurons.engines.rows import Depth, Meanings, ShardRows, joined
 from mmneurons.errors import MMNeuronsError, OptionError, RunError
-from mmneurons.finders import Finder
-from mmneurons.finders.contribution import Contribution
+from mmneurons.finders import FINDERS, Finder
 from mmneurons.finding import Explained, Finding, Occurrence, find
 from mmneurons.nouns import nouns
 from mmneurons.options import check_seed, check_whole, named_words, refuse_unknown
@@ -60,6 +59,11 @@ class RunOptions(TypedDict, total=False):
         against: see ``mmneurons.finding.FindOptions``; likewise the rest.
         norm: of ``contribution``.
         activation: of ``contribution``.
+        k: of ``greedy``.
+        handful: of ``greedy``.
+        choose_by: of ``greedy`` and ``ablation``.
+        steps: of ``integrated_gradients``.
+        candidates: of ``ablation`` and ``log_probability_increase``.
     """
 
     prompt: str
@@ -71,6 +75,11 @@ class RunOptions(TypedDict, total=False):
     against: str | None
     norm: Literal["frozen"] | None
     activation: Literal["product", "gate"]
+    k: int
+    handful: int
+    choose_by: Literal["total", "contribution"]
+    steps: int
+    candidates: int | None
 
 
 class RunArguments(RunOptions, total=False):
@@ -478,8 +487,10 @@ def _budget(depth: Depth) -> int:
 
 def _finder_options(finder: str | Finder, options: RunOptions) -> dict[str, object]:
     """What the finder's own options are, those that were left out included."""
-    if finder != "contribution":
+    if not isinstance(finder, str) or finder not in FINDERS:
         return {}
-    default = Contribution()
+    default = FINDERS[finder]()
     own: dict[str, object] = {**options}
-    return {name: own.get(name, getattr(default, name)) for name in ("against", "norm", "activation")}
+    # the seed is that of the whole run
+    names = [field.name for field in fields(default) if field.name != "seed"]
+    return {name: own.get(name, getattr(default, name)) for name in names}

@@ -24,19 +24,19 @@ class Ablation:
     """The fall of log p when a neuron's activation is zero at the emitting position.
 
     Attributes:
-        candidates: how many neurons are tried, the best by ``by``; all others have the score 0, untried. None tries all
-            that are not at zero, a row of a replay for each.
-        by: what candidates are chosen by: ``"total"`` or ``"contribution"``.
+        candidates: how many neurons are tried, the best by ``choose_by``; all others have the score 0, untried. None
+            tries all that are not at zero, a row of a replay for each.
+        choose_by: what candidates are chosen by: ``"total"`` or ``"contribution"``.
     """
 
     candidates: int | None = 256
-    by: str = "contribution"
+    choose_by: str = "contribution"
 
     def __post_init__(self) -> None:
         if self.candidates is not None:
             check_whole("candidates", self.candidates)
-        if self.by not in ("total", "contribution"):
-            raise OptionError(f"by={self.by!r} is not possible. Choose 'total' or 'contribution'.")
+        if self.choose_by not in ("total", "contribution"):
+            raise OptionError(f"choose_by={self.choose_by!r} is not possible. Choose 'total' or 'contribution'.")
 
     def __call__(self, vlm: VLM, recording: Recording, targets: Sequence[Target]) -> list[Scores]:
         """Score the candidates of each target.
@@ -47,7 +47,7 @@ class Ablation:
         if not targets:
             return []
         before = prefix(vlm, recording, max(target.step for target in targets))
-        first = (Total() if self.by == "total" else Contribution())(vlm, recording, targets)
+        first = (Total() if self.choose_by == "total" else Contribution())(vlm, recording, targets)
         return [self._try(vlm, recording, *both, before) for both in zip(targets, first, strict=True)]
 
     def _try(self, vlm: VLM, recording: Recording, target: Target, first: Scores, before: Prefix) -> Scores:
@@ -60,7 +60,7 @@ class Ablation:
             widths = [block.width for block in vlm.anatomy.blocks]
             places = [place for place in first.best(vlm.anatomy.neurons, widths) if place in alive][: self.candidates]
             note = (
-                f"falls of log p without each of {len(places):,} candidates by {self.by}; the others are at 0, "
+                f"falls of log p without each of {len(places):,} candidates by {self.choose_by}; the others are at 0, "
                 "untried; no shares"
             )
         logits = logits_without(vlm, recording, target.step, [[place] for place in places], before)

@@ -34,21 +34,21 @@ class Greedy:
     Attributes:
         k: how many neurons are chosen.
         handful: how many at a time. A replay of one position for each handful.
-        by: what scores: ``"total"`` or ``"contribution"``, which needs no derivative.
+        choose_by: what scores: ``"total"`` or ``"contribution"``, which needs no derivative.
         against: as in ``contribution``.
     """
 
     k: int = 20
     handful: int = 5
-    by: str = "total"
+    choose_by: str = "total"
     against: str | None = "distribution"
 
     def __post_init__(self) -> None:
         check_against(self.against)
         check_whole("k", self.k)
         check_whole("handful", self.handful)
-        if self.by not in ("total", "contribution"):
-            raise OptionError(f"by={self.by!r} is not possible. Choose 'total' or 'contribution'.")
+        if self.choose_by not in ("total", "contribution"):
+            raise OptionError(f"choose_by={self.choose_by!r} is not possible. Choose 'total' or 'contribution'.")
 
     def __call__(self, vlm: VLM, recording: Recording, targets: Sequence[Target]) -> list[Scores]:
         """Choose a set for each target.
@@ -78,8 +78,8 @@ class Greedy:
             then |= {place: float(values[place]) for place in ranked[len(chosen) :]}
             chosen = ranked
         note = (
-            f"a set of {self.k}, {self.handful} at a time by {self.by} {reference_note(self.against)}, each scored "
-            "when it was chosen, the rest without the set; no shares"
+            f"a set of {self.k}, {self.handful} at a time by {self.choose_by} {reference_note(self.against)}, each "
+            "scored when it was chosen, the rest without the set; no shares"
         )
         return Scores(values, z, None, note, tuple(chosen))
 
@@ -88,7 +88,7 @@ class Greedy:
     ) -> tuple[Float[Tensor, "blocks width"], Float[Tensor, "blocks width"], Prefix]:
         """The scores and activations of all neurons without those chosen already."""
         changes, intact = zeros(chosen), not chosen
-        if self.by == "total":
+        if self.choose_by == "total":
             own = step_derivatives(
                 vlm,
                 recording,
