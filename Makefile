@@ -45,6 +45,6 @@ $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-$(VENV)/bench.stamp: $(VENV)/demo.stamp requirements/bench.txt
-	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/bench.txt
+$(VENV)/bench.stamp: $(VENV)/demo.stamp requirements/measure.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/measure.txt
 	touch $@

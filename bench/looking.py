@@ -16,9 +16,9 @@ from zoo.score import Lexicon, read_aliases
 from zoo.sprites import read_concepts
 
 import mmneurons as mmn
-from bench.intervals import resample
 from bench.meaning import mean, table
 from mmneurons.heatmaps import Heatmap, mask_iou, pointing_hit
+from mmneurons.measures.intervals import resample
 from mmneurons.vlm.recording import image_activations
 
 __all__ = ["MAPS", "main"]

@@ -25,11 +25,11 @@ from zoo.score import Lexicon, read_aliases
 from zoo.sprites import TRAINED, load, read_concepts
 
 import mmneurons as mmn
-from bench.intervals import Estimate, Resampled, resample
 from bench.measured import Measured, find_true_words, measure
 from bench.promises import READINGS, hits, promises, read_by, terms
-from bench.wordnet import WordNet, installed_folder
 from mmneurons.finders import Activation, Contribution, Finder, Random
+from mmneurons.measures.intervals import Estimate, Resampled, resample
+from mmneurons.measures.wordnet import WordNet, installed_folder
 
 __all__ = ["Report", "choose", "main", "report"]
 

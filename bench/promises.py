@@ -9,7 +9,7 @@ from lemminflect import getAllInflections, getAllLemmas, getAllLemmasOOV
 
 import mmneurons as mmn
 from bench.measured import Measured, Unit
-from bench.wordnet import WordNet
+from mmneurons.measures.wordnet import WordNet
 from mmneurons.neurons import output_vectors
 from mmneurons.promotion import PromotedBy, promoted_tokens
 from mmneurons.vlm.readout import readout

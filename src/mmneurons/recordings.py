@@ -31,6 +31,7 @@ __all__ = [
     "as_list",
     "caption",
     "is_many",
+    "read",
     "record",
     "record_pictures",
     "spell",
@@ -153,7 +154,7 @@ def record_pictures(
     for start in range(0, len(requests), batch_size):
         batch = requests[start : start + batch_size]
         recordings += record_generation(vlm, batch, max_new_tokens, seed, keep, **generation)
-    return [_read(vlm, recording) for recording in recordings]
+    return [read(vlm, recording) for recording in recordings]
 
 
 def _record_captions(
@@ -176,11 +177,11 @@ def _record_captions(
         request = make_inputs(vlm, picture, prompt, begun)
         rest = text.removeprefix(begun)
         tokens = [*spell(vlm, request, rest), *end_token_id(vlm)]
-        recordings.append(_read(vlm, record_forced(vlm, request, tokens, keep)))
+        recordings.append(read(vlm, record_forced(vlm, request, tokens, keep)))
     return recordings
 
 
-def _read(vlm: VLM, recording: Recording) -> Recording:
+def read(vlm: VLM, recording: Recording) -> Recording:
     """Add the caption and where each token stands in it."""
     tokenizer = getattr(vlm.processor, "tokenizer", None)
     if tokenizer is None:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from bench.intervals import resample
 from bench.meaning import REFERENCES, WAYS, Report, choose, mean, median, write
 from bench.measured import measure
 from PIL import Image
@@ -10,6 +9,7 @@ from PIL import Image
 import mmneurons as mmn
 from helpers.tiny import tiny_llava
 from mmneurons.finders import Contribution
+from mmneurons.measures.intervals import resample
 
 NAMES = ("simple", "middle", "complex")
 

@@ -19,7 +19,8 @@ __all__ = ["Random"]
 class Random:
     """A seeded draw: scores are uniform numbers above 0, so that the top k are k random neurons.
 
-    Every input, step and token has a draw of its own, which is the same whatever it is batched or asked with.
+    Every input, order of image tokens, step and token has a draw of its own, which is the same whatever it is batched
+    or asked with.
 
     Attributes:
         seed: of the draws.
@@ -34,7 +35,9 @@ class Random:
         there = torch.arange(vlm.anatomy.width) < widths[:, None]
         scores = []
         for target in targets:
-            own = hashlib.sha256(f"{self.seed} {asked} {target.step} {target.token}".encode()).digest()
+            own = hashlib.sha256(
+                f"{self.seed} {asked} {recording.shuffle} {target.step} {target.token}".encode()
+            ).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(own[:8]) >> 1)
             draw = torch.rand(there.shape, generator=generator).clamp_min(1e-9) * there
             scores.append(Scores(draw, recording.activations[target.step], None, "scores are random numbers"))

@@ -24,7 +24,7 @@ from mmneurons.vlm.changes import EMITTING, Change, changed, emitting, heard_act
 from mmneurons.vlm.decoding import forced_inputs
 from mmneurons.vlm.hooks import evaluating, hooked, listening
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.recording import Recording
+from mmneurons.vlm.recording import Recording, shuffled
 from mmneurons.vlm.replay import Prefix, replay
 from mmneurons.vlm.sites import project
 
@@ -124,7 +124,7 @@ def caption_derivatives(
     inputs = forced_inputs(vlm, recording.inputs, said.tolist())
     tape = _Tape(vlm, 1, positions, None)
     with constant_weights(vlm.model), evaluating(vlm.model), emitting(len(said)):
-        with torch.enable_grad(), tape.listening():
+        with torch.enable_grad(), shuffled(vlm, inputs, recording.shuffle), tape.listening():
             logits = vlm.model(**inputs, use_cache=False).logits[:, -len(said) :].float().cpu()
         activations = tape.activations()[0]
         for index, (step, objective) in enumerate(zip(steps, objectives, strict=True), 1):

@@ -37,6 +37,7 @@ __all__ = [
     "image_activations",
     "record_forced",
     "record_generation",
+    "shuffled",
 ]
 
 IMAGE_BUDGET = 512 * 2**20
@@ -79,6 +80,7 @@ class Recording:
         image_positions: where the picture's tokens lie in ``inputs["input_ids"]``.
         image_activations: the input of every write site at the image positions; None where that was over the budget.
         forced: the tokens were given, not generated.
+        shuffle: the seed of the order that the image tokens were put into; None where they were in theirs.
         caption: the prefix and what was generated, without special tokens; empty without a tokenizer.
         spans: where each token stands in the caption, in characters.
     """
@@ -97,6 +99,7 @@ class Recording:
     image_positions: Int[Tensor, "image"]
     image_activations: Float[Tensor, "blocks image width"] | None
     forced: bool = False
+    shuffle: int | None = None
     caption: str = ""
     spans: tuple[tuple[int, int], ...] = ()
 
@@ -145,14 +148,14 @@ def record_generation(
     prompt = prompt_length(vlm, batch)
     ends = _end_ids(vlm, options)
     if not _is_stepwise(vlm, options):
-        with _shuffled(vlm, batch, keep):
+        with shuffled(vlm, batch, keep.shuffle):
             sequences = _generate(vlm, batch, max_new_tokens, seed, options).sequences[:, prompt:].cpu()
         return [
             record_forced(vlm, request, _until_end(vlm, row, ends), keep)
             for request, row in zip(requests, sequences, strict=True)
         ]
     tape = Tape(vlm, requests, batch, keep)
-    with tape.listening(), _shuffled(vlm, batch, keep):
+    with tape.listening(), shuffled(vlm, batch, keep.shuffle):
         output = _generate(vlm, batch, max_new_tokens, seed, {**options, "output_logits": True})
     sequences = output.sequences[:, -len(output.logits) :]
     if vlm.is_encoder_decoder and output.sequences.shape[1] != len(output.logits) + len(decoder_start(vlm)):
@@ -179,7 +182,7 @@ def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], keep: Ke
     tokens = torch.tensor(list(token_ids), dtype=torch.long)
     inputs = forced_inputs(vlm, request.inputs, tokens.tolist())
     tape = Tape(vlm, [request], inputs, keep, kept=len(tokens))
-    with evaluating(vlm.model), tape.listening(), _shuffled(vlm, inputs, keep), emitting(len(tokens)):
+    with evaluating(vlm.model), tape.listening(), shuffled(vlm, inputs, keep.shuffle), emitting(len(tokens)):
         logits = vlm.model(**inputs, use_cache=False).logits[0, -len(tokens) :].float().cpu()
     try:
         (recording,) = tape.recordings([request], [tokens], [logits], len(tokens), forced=True)
@@ -188,8 +191,9 @@ def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], keep: Ke
     return recording
 
 
-def _shuffled(vlm: VLM, inputs: Mapping[str, Tensor], keep: Keep) -> AbstractContextManager[None]:
-    return nullcontext() if keep.shuffle is None else shuffled_image_tokens(vlm, inputs, keep.shuffle)
+def shuffled(vlm: VLM, inputs: Mapping[str, Tensor], seed: int | None) -> AbstractContextManager[None]:
+    """Put image tokens into the order of a seed while the block runs; into none where there is no seed."""
+    return nullcontext() if seed is None else shuffled_image_tokens(vlm, inputs, seed)
 
 
 def image_activations(
@@ -268,7 +272,7 @@ class Tape:
     def __init__(
         self, vlm: VLM, requests: Sequence[Request], batch: Mapping[str, Tensor], keep: Keep, kept: int = 1
     ) -> None:
-        self._vlm, self._kept, self._rows = vlm, kept, len(requests)
+        self._vlm, self._kept, self._rows, self._shuffle = vlm, kept, len(requests), keep.shuffle
         anatomy = vlm.anatomy
         self._heard: dict[str, list[Tensor]] = {}
         whole = batch["input_ids"].shape[1] if "input_ids" in batch else 0
@@ -428,6 +432,7 @@ class Tape:
                 image_positions=self._own[row],
                 image_activations=None if self._images is None else self._images[row],
                 forced=forced,
+                shuffle=self._shuffle,
             )
             for row, request in enumerate(requests)
         ]

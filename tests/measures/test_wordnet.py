@@ -4,7 +4,8 @@ import subprocess
 import sys
 
 import pytest
-from bench.wordnet import WordNet, installed_folder
+
+from mmneurons.measures.wordnet import WordNet, installed_folder
 
 SYNSETS = {
     "animal": (["animal", "Fauna"], []),
@@ -89,5 +90,8 @@ def test_every_lemma_stands_in_the_synsets_of_its_entry(installed):
 
 
 def test_the_package_is_not_imported(installed):
-    code = "import sys; from bench.wordnet import installed_folder; installed_folder(); print('pattern' in sys.modules)"
+    code = (
+        "import sys; from mmneurons.measures.wordnet import installed_folder; installed_folder(); "
+        "print('pattern' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

@@ -1,0 +1,303 @@
+"""``mmn measure``: whether neurons matter, finder by finder, with controls and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from mmneurons.cli.common import (
+    INTERRUPTED,
+    AllowPickle,
+    AsJson,
+    DeviceMap,
+    Dtype,
+    Model,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+    VisionTower,
+    load_model,
+)
+from mmneurons.cli.output import Output
+
+if TYPE_CHECKING:
+    from mmneurons.engines.measuring import CaptionOptions, Told
+    from mmneurons.measures.objects import Vocabulary
+    from mmneurons.measures.suites import Suite
+    from mmneurons.measures.truth import Truth
+
+__all__ = ["EXAMPLES", "command"]
+
+EXAMPLES = """Examples:
+
+    mmn measure --suite pan2024 --quick --out measured
+
+    mmn measure RUN --finders contribution --finders total --measures causal --out measured
+
+    mmn measure val2017/ --model llava-hf/llava-1.5-7b-hf --truth instances_val2017.json --sample 200 --out measured
+
+The same command again goes on where it stopped. The tables and figures stand in the folder's README.md."""
+
+WHAT, PICTURES = "What is measured", "Pictures"
+
+
+def command(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[IMAGES…]",
+            help="A run folder of mmn find, or pictures as mmn find takes them. Default: the bundled ones.",
+        ),
+    ] = None,
+    model: Model = "demo",
+    out: Annotated[Path, typer.Option("--out", help="The folder for what is measured.")] = Path("mmn-measured"),
+    suite: Annotated[str, typer.Option("--suite", help="The whole study: pan2024.", rich_help_panel=WHAT)] = "pan2024",
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Fewer orders, texts and words for dear finders.", rich_help_panel=WHAT),
+    ] = False,
+    finders: Annotated[
+        list[str] | None,
+        typer.Option("--finders", help="A finder, again for more. Default: all.", rich_help_panel=WHAT),
+    ] = None,
+    measures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--measures",
+            help="causal, sensitivity, region, across, looking, hallucination; again for more. Default: all that the "
+            "pictures' truth allows.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    words: Annotated[
+        list[str] | None,
+        typer.Option("--words", help="A word to measure, again for more. Default: all nouns.", rich_help_panel=WHAT),
+    ] = None,
+    truth: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--truth",
+            help="What the pictures show: COCO instances or captions, or our own JSON; again for more.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
+    aliases: Annotated[
+        Path | None,
+        typer.Option("--aliases", help="Other names of the truth's objects, JSON.", rich_help_panel=PICTURES),
+    ] = None,
+    wordnet: Annotated[
+        bool,
+        typer.Option("--wordnet", help="Nouns also name objects that they are a kind of.", rich_help_panel=PICTURES),
+    ] = False,
+    encoder: Annotated[
+        Path | None,
+        typer.Option("--encoder", help="A BERT's folder. Default: all-MiniLM-L6-v2.", rich_help_panel=WHAT),
+    ] = None,
+    clip: Annotated[Path | None, typer.Option("--clip", help="A CLIP's folder.", rich_help_panel=WHAT)] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            help="A folder of pictures; with annotations the folder of the pictures that they name.",
+            rich_help_panel=PICTURES,
+        ),
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option("--column", help="The column that holds the pictures.", rich_help_panel=PICTURES)
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Only the first so many.", rich_help_panel=PICTURES)
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option("--sample", help="So many, drawn with --seed.", rich_help_panel=PICTURES)
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of whatever is drawn.", rich_help_panel=WHAT)] = 0,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="What the model is asked.", rich_help_panel=PICTURES)
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option("--prefix", help="How captions begin.", rich_help_panel=PICTURES)
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", help="Where captions are cut.", rich_help_panel=PICTURES)
+    ] = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    vision_tower: VisionTower = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure whether the neurons behind words matter, for several ways to find them.
+
+    Every figure stands beside its control, with a 95 % interval. Stop it at any time: the same command again goes on.
+    """
+    from mmneurons.engines.measuring import measure
+    from mmneurons.measures.truth import BUNDLED
+    from mmneurons.options import check_seed
+    from mmneurons.reports.measured import write_page
+
+    output = Output(as_json, quiet)
+    check_seed(seed)
+    asked = _pictures(inputs or [], images, column, model)
+    files = [str(file) for file in truth or ()]
+    truths = _truths(files or ([BUNDLED] if asked.inputs == [BUNDLED] else []))
+    known = _vocabulary(truths, aliases, wordnet)
+    _check_names(suite, finders or [], measures or [], known)
+    vlm = load_model(asked.model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
+    output.note(repr(vlm))
+    gated = all(block.gated for block in vlm.anatomy.blocks)
+    plan = _plan(suite, quick, finders or [], measures or [], gated, encoder, clip, known)
+    said = {"prompt": prompt, "prefix": prefix, "max_new_tokens": max_new_tokens}
+    options = {**asked.options, **{name: value for name, value in said.items() if value is not None}}
+    last: list[Told] = []
+    try:
+        measured = measure(
+            vlm,
+            asked.inputs,
+            out,
+            plan,
+            truths=truths,
+            words=words or None,
+            images=asked.images,
+            column=asked.column,
+            limit=limit,
+            sample=sample,
+            seed=seed,
+            options=cast("CaptionOptions", options),
+            progress=lambda now: _tell(output, last, now),
+        )
+    except KeyboardInterrupt:
+        done = last[-1].done if last else 0
+        text = f"Stopped. {done} pictures are done; the same command goes on."
+        output.result(text, event="stopped", folder=str(out), done=done)
+        raise typer.Exit(INTERRUPTED) from None
+    page = write_page(measured, plan, truths, known)
+    output.result(f"{page}: {last[-1].words} words of {last[-1].done} pictures", event="done", page=str(page))
+
+
+class _Asked:
+    """Which pictures, with which model, asked how: as said, or as a run folder says."""
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        images: str | Path | None,
+        column: str | None,
+        model: str,
+        options: Mapping[str, object],
+    ) -> None:
+        self.inputs, self.images, self.column = list(inputs), images, column
+        self.model, self.options = model, options
+
+
+def _pictures(inputs: Sequence[str], images: Path | None, column: str | None, model: str) -> _Asked:
+    from mmneurons.errors import OptionError
+    from mmneurons.measures.truth import BUNDLED
+    from mmneurons.runs.reader import open_run
+    from mmneurons.runs.schema import RUN_FILE
+
+    if len(inputs) == 1 and Path(inputs[0], RUN_FILE).is_file():
+        run = open_run(inputs[0])
+        pictures, options, own = (run.about.get(name) for name in ("pictures", "options", "model"))
+        assert isinstance(pictures, Mapping)
+        assert isinstance(options, Mapping)
+        assert isinstance(own, Mapping)
+        if run.images.collect().is_empty():
+            raise OptionError(f"The run {inputs[0]!r} holds no picture yet: there is nothing to measure.")
+        kept = {name: options[name] for name in ("prompt", "prefix", "max_new_tokens") if name in options}
+        named = [str(run.folder / name) if (run.folder / name).exists() else str(name) for name in pictures["inputs"]]
+        folder = pictures.get("images")
+        place = None if folder is None else run.folder / str(folder)
+        return _Asked(named, place, pictures.get("column"), model if model != "demo" else str(own["name"]), kept)
+    if inputs:
+        return _Asked(inputs, images, column, model, {})
+    if images is not None:
+        return _Asked([str(images)], None, column, model, {})
+    if model != "demo":
+        raise OptionError("Name the pictures to measure: files, a folder, annotations, or --images FOLDER.")
+    return _Asked([BUNDLED], None, column, model, {})
+
+
+def _truths(files: Sequence[str]) -> dict[str, Truth] | None:
+    from mmneurons.measures.truth import read_truth
+
+    return read_truth(files) if files else None
+
+
+def _vocabulary(truths: Mapping[str, Truth] | None, aliases: Path | None, wordnet: bool) -> Vocabulary | None:
+    from mmneurons.errors import ExtraMissingError, OptionError
+    from mmneurons.measures.objects import coco_vocabulary, read_aliases, vocabulary
+    from mmneurons.measures.wordnet import WordNet, installed_folder
+
+    if truths is None:
+        if aliases is not None or wordnet:
+            raise OptionError("--aliases and --wordnet are for the objects of --truth. Pass --truth, too.")
+        return None
+    related = None
+    if wordnet:
+        try:
+            related = WordNet.read(installed_folder()).related
+        except FileNotFoundError as error:
+            raise ExtraMissingError(str(error)) from error
+    names = {name for truth in truths.values() for name in truth.objects}
+    if not names:
+        return None
+    coco = coco_vocabulary(related)
+    if aliases is None and names <= coco.names:
+        return coco
+    return vocabulary(names, None if aliases is None else read_aliases(aliases), related)
+
+
+def _check_names(suite: str, finders: Sequence[str], measures: Sequence[str], known: Vocabulary | None) -> None:
+    """What is misspelt, or cannot be measured, shows before a model is loaded."""
+    from mmneurons.errors import OptionError
+    from mmneurons.measures.suites import suite as make
+
+    make(suite, finders=tuple(finders), measures=tuple(one for one in measures if one != "sensitivity"))
+    needing = [one for one in measures if one in ("looking", "hallucination")]
+    if needing and known is None:
+        raise OptionError(f"{needing[0]} needs to know what the pictures show: pass --truth FILE.")
+
+
+def _plan(
+    suite: str,
+    quick: bool,
+    finders: Sequence[str],
+    measures: Sequence[str],
+    gated: bool,
+    encoder: Path | None,
+    clip: Path | None,
+    known: Vocabulary | None,
+) -> Suite:
+    from mmneurons.measures.suites import MEASURES
+    from mmneurons.measures.suites import suite as make
+    from mmneurons.vlm.loading import without_bars
+    from mmneurons.vlm.text_encoder import load_clip, load_text_encoder
+
+    wanted = tuple(measures) or tuple(
+        one for one in MEASURES if known is not None or one not in ("looking", "hallucination")
+    )
+    with without_bars():
+        texts = load_text_encoder(encoder) if "sensitivity" in wanted else None
+        both = None if clip is None else load_clip(clip)
+    return make(
+        suite,
+        quick=quick,
+        finders=tuple(finders),
+        measures=wanted,
+        gated=gated,
+        encoder=texts,
+        clip=both,
+        vocabulary=known,
+    )
+
+
+def _tell(output: Output, last: list[Told], now: Told) -> None:
+    last[:] = [now]
+    output.note(f"{now.done}/{now.total} pictures, {now.words} words, {now.seconds:.0f} s")
