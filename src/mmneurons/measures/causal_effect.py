@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from mmneurons.errors import OptionError
 from mmneurons.interventions import noise_changes
 from mmneurons.measures.case import Case, Observation, Place
 from mmneurons.measures.controls import matched_neurons, written_norms
@@ -62,8 +63,15 @@ class CausalEffect:
         }
 
     def __call__(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Observation]]:
-        """Measure the words of one picture."""
+        """Measure the words of one picture.
+
+        Raises:
+            OptionError: there are not so many neurons.
+        """
         for case in cases:
+            most, real = max(*self.ks, self.at), case.vlm.anatomy.neurons
+            if most > real:
+                raise OptionError(f"k = {most} is not possible: this model has {real} neurons. Choose fewer.")
             yield from ((case, observation) for observation in self._measure(case))
 
     def _measure(self, case: Case) -> Iterator[Observation]:

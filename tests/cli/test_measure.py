@@ -1,0 +1,115 @@
+"""``mmn measure`` as people call it."""
+
+import json
+
+import polars as pl
+import pytest
+
+from helpers.command import mmn
+
+FEW = (
+    "--finders",
+    "contribution",
+    "--finders",
+    "activation",
+    "--measures",
+    "causal",
+    "--measures",
+    "across",
+    "--quick",
+)
+
+
+def truth(place, names=("dog",), file="{}.png"):
+    path = place / "truth.json"
+    path.write_text(json.dumps([{"file": file.format(k), "objects": list(names)} for k in range(7)]))
+    return path
+
+
+def test_a_folder_of_pictures(place, tiny_checkpoint):
+    result = mmn("measure", "photos", "--model", tiny_checkpoint, *FEW, "--limit", 2, "--out", "out")
+    assert result.code == 0, result.err
+    assert "4 words of 2 pictures" in result.out
+    page = (place / "out" / "README.md").read_text()
+    assert "4 words of 2 pictures" in page
+    again = mmn("measure", "photos", "--model", tiny_checkpoint, *FEW, "--limit", 2, "--out", "out", "--json")
+    assert again.events[-1]["event"] == "done"
+
+
+def test_a_run_and_its_own_settings(place, tiny_checkpoint):
+    found = mmn("find", "photos", "--model", tiny_checkpoint, "--limit", 2, "--out", "run", "--max-new-tokens", 3)
+    assert found.code == 0, found.err
+    result = mmn("measure", "run", "--model", tiny_checkpoint, *FEW, "--limit", 2, "--out", "out")
+    assert result.code == 0, result.err
+    about = json.loads((place / "out" / "measured.json").read_text())
+    assert about["options"]["max_new_tokens"] == 3
+    words = pl.concat([pl.read_parquet(part) for part in (place / "out").glob("parts/*/words.parquet")])
+    assert words["word"].to_list() == ["dog"] * 2
+
+
+def test_hallucinations_and_where_they_look(place, tiny_checkpoint):
+    path = truth(place, ("dog", "cat"))
+    measures = ("--measures", "hallucination", "--measures", "looking", "--finders", "contribution")
+    result = mmn(
+        "measure", "photos", "--model", tiny_checkpoint, "--truth", path, *measures, "--limit", 2, "--out", "out"
+    )
+    assert result.code == 0, result.err
+    page = (place / "out" / "README.md").read_text()
+    # "a dog and a ball", where a dog and a cat are; COCO calls a ball a sports ball
+    assert "| captions | 1 | 0.5 | 0.5 |" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--suite", "pan2025"), "no suite 'pan2025'"),
+        (("--finders", "luck"), "no finder 'luck'"),
+        (("--measures", "luck"), "no measure 'luck'"),
+        (("--measures", "looking"), "pass --truth"),
+        (("--measures", "hallucination"), "pass --truth"),
+        (("--wordnet",), "--truth"),
+        (("--truth", "nothing.json"), "cannot be read"),
+        (("--encoder", "photos"), "no text encoder"),
+        (("--seed", "-1"), "seed=-1"),
+    ],
+)
+def test_mistakes_are_messages(place, tiny_checkpoint, arguments, says):
+    result = mmn("measure", "photos", "--model", tiny_checkpoint, "--out", "out", *arguments)
+    assert result.code == 1
+    assert says in result.err
+    assert not (place / "out").exists()
+
+
+def test_the_truth_of_other_pictures(place, tiny_checkpoint):
+    path = truth(place, file="other{}.png")
+    result = mmn("measure", "photos", "--model", tiny_checkpoint, "--truth", path, *FEW, "--out", "out")
+    assert result.code == 1
+    assert "other pictures" in result.err
+
+
+def test_a_word_that_never_occurs(place, tiny_checkpoint):
+    result = mmn(
+        "measure", "photos", "--model", tiny_checkpoint, "--words", "unicorn", *FEW, "--limit", 1, "--out", "o"
+    )
+    assert result.code == 1
+    assert "No word of 1 pictures could be measured" in result.err
+
+
+def test_an_empty_run(place, tiny_checkpoint):
+    found = mmn("find", "photos", "--model", tiny_checkpoint, "--limit", 1, "--out", "run")
+    assert found.code == 0
+    for part in (place / "run" / "parts").iterdir():
+        for table in part.iterdir():
+            table.unlink()
+        part.rmdir()
+    result = mmn("measure", "run", "--model", tiny_checkpoint, *FEW, "--out", "out")
+    assert result.code == 1
+    assert "holds no picture yet" in result.err
+
+
+def test_pictures_have_to_be_named(place, tiny_checkpoint):
+    result = mmn("measure", "--model", tiny_checkpoint, "--out", "out")
+    assert result.code == 1
+    assert "Name the pictures" in result.err
+    result = mmn("measure", "--model", tiny_checkpoint, "--images", "photos", *FEW, "--limit", 1, "--out", "out")
+    assert result.code == 0, result.err
