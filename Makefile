@@ -22,7 +22,7 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(RUN) -m pyright --pythonpath $(RUN)
 
-bench: $(VENV)/bench.stamp
+bench: $(VENV)/measure.stamp
 	$(RUN) -m bench.overhead
 	$(RUN) -m bench.looking
 	$(RUN) -m bench.meaning
@@ -41,10 +41,11 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt requirements/demo.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/demo.txt
 	touch $@
 
-$(VENV)/dev.stamp: $(VENV)/demo.stamp
+$(VENV)/dev.stamp: $(VENV)/measure.stamp
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
 
-$(VENV)/bench.stamp: $(VENV)/demo.stamp requirements/measure.txt
+$(VENV)/measure.stamp: $(VENV)/demo.stamp requirements/measure.txt
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[measure]'
 	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements/measure.txt
 	touch $@

@@ -3,21 +3,18 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from zoo.scenes import Scene
 from zoo.score import Lexicon
 
 import mmneurons as mmn
 from mmneurons.finders import Finder, Random, Target
 from mmneurons.interventions import logits_without
+from mmneurons.measures.effects import effects
 
-__all__ = ["Measured", "Unit", "falls", "find_true_words", "measure"]
+__all__ = ["Measured", "Unit", "find_true_words", "measure"]
 
 READ = 10
 ZEROED = 20
-RUNNERS_UP = 10
 BATCH = 8
 
 Unit = tuple[int, int, int]
@@ -76,7 +73,7 @@ def measure(vlm: mmn.VLM, scene: int, parts: Sequence[mmn.WordFinding], ways: Ma
             read[name] = tuple((*place, -1 if scores.activations[place] < 0 else 1) for place in top[name][:READ])
     measured = []
     for part, target, top, read in zip(parts, targets, tops, units, strict=True):
-        fall, relative = falls(logits_without(part, list(top.values())), target.token)
+        what = effects(logits_without(part, list(top.values())), target.token)
         measured.append(
             Measured(
                 scene=scene,
@@ -84,26 +81,8 @@ def measure(vlm: mmn.VLM, scene: int, parts: Sequence[mmn.WordFinding], ways: Ma
                 tokens=len(part.token_ids),
                 probability=float(recording.log_probabilities[target.step].exp()),
                 units=read,
-                fall=dict(zip(top, fall, strict=True)),
-                relative=dict(zip(top, relative, strict=True)),
+                fall=dict(zip(top, what.fall.tolist(), strict=True)),
+                relative=dict(zip(top, what.relative.tolist(), strict=True)),
             )
         )
     return measured
-
-
-def falls(
-    logits: Float[Tensor, "rows vocabulary"], token: int, runners_up: int = RUNNERS_UP
-) -> tuple[list[float], list[float]]:
-    """How far log p of a token falls from row 0 to each other row; the same less the mean fall of the runners-up.
-
-    Args:
-        logits: (rows, vocabulary).
-        token: whose fall.
-        runners_up: how many tokens were next likeliest in row 0, the token itself left out.
-    """
-    fallen = logits.double().log_softmax(-1)
-    fallen = fallen[:1] - fallen[1:]
-    others = logits[0].clone()
-    others[token] = -torch.inf
-    fall = fallen[:, token]
-    return fall.tolist(), (fall - fallen[:, others.topk(runners_up).indices].mean(1)).tolist()

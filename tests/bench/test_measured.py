@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from bench.measured import ZEROED, falls, measure
+from bench.measured import ZEROED, measure
 from PIL import Image
 
 import mmneurons as mmn
@@ -18,19 +18,6 @@ def found():
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8))
     vlm = mmn.wrap(*tiny_llava())
     return mmn.find(vlm, picture, caption="An image of two red apples and a dog.", words=["apples", "dog"])
-
-
-def test_falls_by_hand():
-    p = np.array([[0.5, 0.2, 0.2, 0.1], [0.25, 0.4, 0.1, 0.25]])
-    # logits are log p up to a constant of their row
-    logits = torch.tensor(np.log(p) + np.array([[3.0], [-1.0]]), dtype=torch.float32)
-    fall, relative = falls(logits, 0, runners_up=2)
-    assert fall == pytest.approx([np.log(2)], abs=1e-6)
-    assert relative == pytest.approx([np.log(2) - (np.log(0.2 / 0.4) + np.log(0.2 / 0.1)) / 2], abs=1e-6)
-    # a token that was not the likeliest has the likeliest among its runners-up
-    fall, relative = falls(logits, 3, runners_up=1)
-    assert fall == pytest.approx([np.log(0.1 / 0.25)], abs=1e-6)
-    assert relative == pytest.approx([np.log(0.1 / 0.25) - np.log(2)], abs=1e-6)
 
 
 def test_measured_falls_are_those_of_a_full_forward(found):

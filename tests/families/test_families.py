@@ -7,9 +7,11 @@ import mmneurons as mmn
 from helpers.families import FAMILIES
 from mmneurons.errors import OptionError, RecordingError
 from mmneurons.exactness import check_places, completeness_at
-from mmneurons.finders import Contribution, Target
+from mmneurons.finders import Contribution, Target, Total
+from mmneurons.finders.objective import log_probability
 from mmneurons.interventions import zeroed
 from mmneurons.vlm.decoding import family_of
+from mmneurons.vlm.derivatives import caption_derivatives
 from mmneurons.vlm.inputs import check_inputs
 from mmneurons.vlm.recording import record_generation
 
@@ -210,3 +212,21 @@ def test_neurons_taken_away_in_a_batch_are_taken_away_in_every_row(case, recordi
     assert not torch.allclose(alone.logits[0], recording.logits[0], atol=1e-4)
     for one in both:
         torch.testing.assert_close(one.logits[0], alone.logits[0], rtol=2e-3, atol=2e-3)
+
+
+def test_derivatives_against_the_cache_are_those_of_the_whole_sequence(case, recording):
+    """And so is what each neuron does, to first order; experts that were not chosen do nothing."""
+    _, vlm = case
+    step = 2
+    # not the likeliest token: where p is 1 every derivative of log p is 0
+    token = int(recording.logits[step].topk(2).indices[1])
+    objective = log_probability(Target(step, token))
+    (total,) = Total()(vlm, recording, [Target(step, token)])
+    ((z, slopes),) = caption_derivatives(vlm, recording, [step], [objective], torch.tensor([-1]))
+    expected = (z * slopes)[:, 0]
+    size = float(expected.abs().max())
+    assert size > 1e-7
+    torch.testing.assert_close(total.values, expected, rtol=5e-3, atol=5e-3 * size)
+    unrouted = recording.activations[step] == 0
+    assert float(total.values[unrouted].abs().sum()) == 0
+    assert hooks(vlm.model) == case[0].hooks

@@ -125,6 +125,14 @@ def test_effects_by_hand():
     assert seen.rank.tolist() == [2, 1]
 
 
+def test_a_token_that_was_not_the_likeliest_has_the_likeliest_among_its_runners_up():
+    p = torch.tensor([[0.5, 0.2, 0.2, 0.1], [0.25, 0.4, 0.1, 0.25]])
+    # logits are log p up to a constant of their row
+    seen = effects(p.log() + torch.tensor([[3.0], [-1.0]]), 3, runners_up=1)
+    assert seen.fall.tolist() == pytest.approx([np.log(0.1 / 0.25)], abs=1e-6)
+    assert seen.relative.tolist() == pytest.approx([np.log(0.1 / 0.25) - np.log(2)], abs=1e-6)
+
+
 def test_effects_do_not_count_what_falls_for_all_alike():
     """Halving every probability but one takes as much from the runners-up as from the token."""
     logits = torch.log(torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.2, 0.15, 0.1, 0.55]]))

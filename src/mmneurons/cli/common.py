@@ -13,14 +13,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INTERRUPTED",
+    "PICTURES",
     "AllowPickle",
     "AsJson",
+    "Column",
     "DeviceMap",
     "Dtype",
+    "Limit",
+    "MaxNewTokens",
     "Model",
+    "Prefix",
+    "Prompt",
     "Quiet",
     "Revision",
     "RunFolder",
+    "Sample",
+    "Seed",
     "TrustRemoteCode",
     "VisionTower",
     "finder_options",
@@ -52,6 +60,30 @@ TrustRemoteCode = Annotated[
 VisionTower = Annotated[
     str | None,
     typer.Option("--vision-tower", help="The CLIP of a first-generation LLaVA.", rich_help_panel=MODEL),
+]
+PICTURES, CAPTIONS = "Pictures", "Captions"
+
+Column = Annotated[
+    str | None, typer.Option("--column", help="The column that holds the pictures.", rich_help_panel=PICTURES)
+]
+Limit = Annotated[int | None, typer.Option("--limit", help="Only the first so many.", rich_help_panel=PICTURES)]
+Sample = Annotated[
+    int | None, typer.Option("--sample", help="Only so many, drawn with --seed.", rich_help_panel=PICTURES)
+]
+Seed = Annotated[int, typer.Option("--seed", help="Of whatever is drawn.", rich_help_panel=PICTURES)]
+Prompt = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt", help="What the model is asked. Default: Describe the image in few words.", rich_help_panel=CAPTIONS
+    ),
+]
+Prefix = Annotated[
+    str | None,
+    typer.Option("--prefix", help="How captions are begun. Default: An image of", rich_help_panel=CAPTIONS),
+]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option("--max-new-tokens", help="Where a caption is cut. Default: 50.", rich_help_panel=CAPTIONS),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]

@@ -10,13 +10,21 @@ import typer
 
 from mmneurons.cli.common import (
     INTERRUPTED,
+    PICTURES,
     AllowPickle,
     AsJson,
+    Column,
     DeviceMap,
     Dtype,
+    Limit,
+    MaxNewTokens,
     Model,
+    Prefix,
+    Prompt,
     Quiet,
     Revision,
+    Sample,
+    Seed,
     TrustRemoteCode,
     VisionTower,
     finder_options,
@@ -44,7 +52,7 @@ EXAMPLES = """Examples:
 
 The same command again goes on where it stopped."""
 
-WORDS, PICTURES = "Words and neurons", "Pictures"
+WORDS = "Words and neurons"
 
 OWN = ("against", "norm", "activation")
 """What only some finders take, and presets settle."""
@@ -134,28 +142,13 @@ def command(
         Path | None,
         typer.Option("--images", help="The folder of the pictures that annotations name.", rich_help_panel=PICTURES),
     ] = None,
-    column: Annotated[
-        str | None, typer.Option("--column", help="The column that holds the pictures.", rich_help_panel=PICTURES)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="Only the first so many.", rich_help_panel=PICTURES)
-    ] = None,
-    sample: Annotated[
-        int | None, typer.Option("--sample", help="Only so many, drawn with --seed.", rich_help_panel=PICTURES)
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of what is drawn.", rich_help_panel=PICTURES)] = 0,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            "--prompt", help="What the model is asked. Default: Describe the image in few words.", rich_help_panel=WORDS
-        ),
-    ] = None,
-    prefix: Annotated[
-        str | None, typer.Option("--prefix", help="How captions are begun. Default: An image of", rich_help_panel=WORDS)
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", help="Where a caption is cut: 50.", rich_help_panel=WORDS)
-    ] = None,
+    column: Column = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    seed: Seed = 0,
+    prompt: Prompt = None,
+    prefix: Prefix = None,
+    max_new_tokens: MaxNewTokens = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try pictures again that failed before.", rich_help_panel=PICTURES)
     ] = False,

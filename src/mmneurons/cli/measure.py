@@ -10,13 +10,21 @@ import typer
 
 from mmneurons.cli.common import (
     INTERRUPTED,
+    PICTURES,
     AllowPickle,
     AsJson,
+    Column,
     DeviceMap,
     Dtype,
+    Limit,
+    MaxNewTokens,
     Model,
+    Prefix,
+    Prompt,
     Quiet,
     Revision,
+    Sample,
+    Seed,
     TrustRemoteCode,
     VisionTower,
     load_model,
@@ -41,7 +49,7 @@ EXAMPLES = """Examples:
 
 The same command again goes on where it stopped. The tables and figures stand in the folder's README.md."""
 
-WHAT, PICTURES = "What is measured", "Pictures"
+WHAT = "What is measured"
 
 
 def command(
@@ -105,25 +113,13 @@ def command(
             rich_help_panel=PICTURES,
         ),
     ] = None,
-    column: Annotated[
-        str | None, typer.Option("--column", help="The column that holds the pictures.", rich_help_panel=PICTURES)
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="Only the first so many.", rich_help_panel=PICTURES)
-    ] = None,
-    sample: Annotated[
-        int | None, typer.Option("--sample", help="So many, drawn with --seed.", rich_help_panel=PICTURES)
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of whatever is drawn.", rich_help_panel=WHAT)] = 0,
-    prompt: Annotated[
-        str | None, typer.Option("--prompt", help="What the model is asked.", rich_help_panel=PICTURES)
-    ] = None,
-    prefix: Annotated[
-        str | None, typer.Option("--prefix", help="How captions begin.", rich_help_panel=PICTURES)
-    ] = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", help="Where captions are cut.", rich_help_panel=PICTURES)
-    ] = None,
+    column: Column = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    seed: Seed = 0,
+    prompt: Prompt = None,
+    prefix: Prefix = None,
+    max_new_tokens: MaxNewTokens = None,
     dtype: Dtype = None,
     device_map: DeviceMap = None,
     revision: Revision = None,

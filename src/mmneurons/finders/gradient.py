@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmneurons.finders.objective import check_against, objective, reference_note
+from mmneurons.finders.objective import check_against, reference_note
 from mmneurons.finders.protocol import Scores, Target
-from mmneurons.vlm.derivatives import step_derivatives
+from mmneurons.finders.total import derivatives_at
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import Recording
-from mmneurons.vlm.replay import prefix
 
 __all__ = ["Gradient"]
 
@@ -30,10 +29,6 @@ class Gradient:
 
     def __call__(self, vlm: VLM, recording: Recording, targets: Sequence[Target]) -> list[Scores]:
         """Score every neuron for each target. Errors as in ``mmneurons.finders.Total``."""
-        before = prefix(vlm, recording, max(target.step for target in targets)) if targets else None
         note = f"scores are sizes of derivatives {reference_note(self.against)}; no shares"
-        scores = []
-        for target in targets:
-            own = step_derivatives(vlm, recording, target.step, objective(vlm, target, self.against), before=before)
-            scores.append(Scores(own.gradients[0].abs(), own.activations[0], None, note))
-        return scores
+        pairs = derivatives_at(vlm, recording, targets, self.against)
+        return [Scores(slope.abs(), z, None, note) for z, slope in pairs]

@@ -11,8 +11,11 @@ itself against the keys and values of what came before, whatever their length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
 
 from mmneurons.finders.objective import check_against, objective, reference_note
 from mmneurons.finders.protocol import Scores, Target
@@ -21,7 +24,7 @@ from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import Recording
 from mmneurons.vlm.replay import prefix
 
-__all__ = ["Total"]
+__all__ = ["Total", "derivatives_at"]
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,16 @@ class Total:
             OptionError: the model is quantised, or ``against="word"`` without another token.
             RecordingError: the model cannot be differentiated, or is no longer the one that was recorded.
         """
-        before = prefix(vlm, recording, max(target.step for target in targets)) if targets else None
         note = f"the first-order total effect, through later blocks, {reference_note(self.against)}; no shares"
-        scores = []
-        for target in targets:
-            own = step_derivatives(vlm, recording, target.step, objective(vlm, target, self.against), before=before)
-            z = own.activations[0]
-            scores.append(Scores(z * own.gradients[0], z, None, note))
-        return scores
+        pairs = derivatives_at(vlm, recording, targets, self.against)
+        return [Scores(z * slope, z, None, note) for z, slope in pairs]
+
+
+def derivatives_at(
+    vlm: VLM, recording: Recording, targets: Sequence[Target], against: str | None
+) -> Iterator[tuple[Float[Tensor, "blocks width"], Float[Tensor, "blocks width"]]]:
+    """The activations at each target's emitting position, and the derivatives of its left-hand side by them."""
+    before = prefix(vlm, recording, max(target.step for target in targets)) if targets else None
+    for target in targets:
+        own = step_derivatives(vlm, recording, target.step, objective(vlm, target, against), before=before)
+        yield own.activations[0], own.gradients[0]
