@@ -59,6 +59,20 @@ def test_hallucinations_and_where_they_look(place, tiny_checkpoint):
     assert "| captions | 1 | 0.5 | 0.5 |" in page
 
 
+def test_pope_asks_the_model(place, tiny_checkpoint):
+    path = place / "truth.json"
+    path.write_text(json.dumps([{"file": "0.png", "objects": ["dog"]}, {"file": "1.png", "objects": ["cat"]}]))
+    measures = ("--measures", "pope", "--finders", "contribution")
+    result = mmn(
+        "measure", "photos", "--model", tiny_checkpoint, "--truth", path, *measures, "--limit", 2, "--out", "out"
+    )
+    assert result.code == 0, result.err
+    # whatever it is asked it speaks of a dog and a ball, which is no "no"
+    page = (place / "out" / "README.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith("| popular |"))
+    assert [cell.split()[0] for cell in row.split("|")[2:-1]] == ["0.5", "0.5", "1", "0.667", "1"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

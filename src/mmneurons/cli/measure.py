@@ -33,6 +33,7 @@ from mmneurons.cli.output import Output
 
 if TYPE_CHECKING:
     from mmneurons.engines.measuring import CaptionOptions, Told
+    from mmneurons.measures.hallucination import Question
     from mmneurons.measures.objects import Vocabulary
     from mmneurons.measures.suites import Suite
     from mmneurons.measures.truth import Truth
@@ -75,8 +76,8 @@ def command(
         list[str] | None,
         typer.Option(
             "--measures",
-            help="causal, sensitivity, region, across, looking, hallucination; again for more. Default: all that the "
-            "pictures' truth allows.",
+            help="causal, sensitivity, region, across, looking, hallucination, pope; again for more. Default: all that "
+            "the pictures' truth allows, but pope.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -166,6 +167,7 @@ def command(
             sample=sample,
             seed=seed,
             options=cast("CaptionOptions", options),
+            questions=_questions(truths, known, seed) if "pope" in plan.names else (),
             progress=lambda now: _tell(output, last, now),
         )
     except KeyboardInterrupt:
@@ -256,7 +258,7 @@ def _check_names(suite: str, finders: Sequence[str], measures: Sequence[str], kn
     from mmneurons.measures.suites import suite as make
 
     make(suite, finders=tuple(finders), measures=tuple(one for one in measures if one != "sensitivity"))
-    needing = [one for one in measures if one in ("looking", "hallucination")]
+    needing = [one for one in measures if one in ("looking", "hallucination", "pope")]
     if needing and known is None:
         raise OptionError(f"{needing[0]} needs to know what the pictures show: pass --truth FILE.")
 
@@ -277,7 +279,7 @@ def _plan(
     from mmneurons.vlm.text_encoder import load_clip, load_text_encoder
 
     wanted = tuple(measures) or tuple(
-        one for one in MEASURES if known is not None or one not in ("looking", "hallucination")
+        one for one in MEASURES if one != "pope" and (known is not None or one not in ("looking", "hallucination"))
     )
     with without_bars():
         texts = load_text_encoder(encoder) if "sensitivity" in wanted else None
@@ -292,6 +294,15 @@ def _plan(
         clip=both,
         vocabulary=known,
     )
+
+
+def _questions(truths: Mapping[str, Truth] | None, known: Vocabulary | None, seed: int) -> list[Question]:
+    from mmneurons.measures.hallucination import KINDS, mentions, pope_questions
+
+    assert truths is not None
+    assert known is not None
+    there = {file: mentions("", truth, known).there for file, truth in truths.items()}
+    return [question for kind in KINDS for question in pope_questions(there, kind, seed=seed)]
 
 
 def _tell(output: Output, last: list[Told], now: Told) -> None:

@@ -24,6 +24,7 @@ from mmneurons.errors import MMNeuronsError, OptionError, RunError
 from mmneurons.finders import Contribution, Random, Target
 from mmneurons.finding import Finding, WordFinding, find
 from mmneurons.measures.case import Case, Observation, Ranking
+from mmneurons.measures.hallucination import Question, ask
 from mmneurons.measures.suites import Suite, is_sampled
 from mmneurons.measures.truth import Truth, matched
 from mmneurons.options import check_seed, named_words
@@ -60,7 +61,7 @@ class Measured:
     about: Mapping[str, object]
 
     def table(self, name: str) -> polars.DataFrame:
-        """All rows of a table: ``"pictures"``, ``"words"``, ``"observed"`` or ``"tops"``.
+        """All rows of a table: ``"pictures"``, ``"words"``, ``"observed"``, ``"tops"`` or ``"answers"``.
 
         Raises:
             RunError: nothing has been measured.
@@ -118,6 +119,7 @@ def measure(
     sample: int | None = None,
     seed: int = 0,
     options: CaptionOptions | None = None,
+    questions: Sequence[Question] = (),
     progress: Callable[[Told], None] | None = None,
 ) -> Measured:
     """Measure every word of every picture's caption by a suite.
@@ -135,6 +137,7 @@ def measure(
         sample: see there.
         seed: of whatever is drawn.
         options: of captions.
+        questions: what the model is asked of pictures, by their file names.
         progress: told after every picture.
 
     Raises:
@@ -153,6 +156,7 @@ def measure(
         "options": {
             "words": words,
             "seed": seed,
+            "questions": len(questions),
             **(options or {}),
             "truth": None if truths is None else _digest(truths),
         },
@@ -161,11 +165,14 @@ def measure(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     path = Path(out)
+    asked: dict[str, list[Question]] = {}
+    for question in questions:
+        asked.setdefault(question.file, []).append(question)
     with _held(path):
         _begin(path, about)
         started, told = time.perf_counter(), 0
         for done, item in enumerate(items, 1):
-            told += _one(vlm, path, item, plan, truths or {}, words, seed, options or {})
+            told += _one(vlm, path, item, plan, truths or {}, words, seed, options or {}, asked)
             if progress is not None:
                 progress(Told(len(items), done, told, time.perf_counter() - started))
     return open_measured(path)
@@ -264,6 +271,7 @@ def _one(
     words: Sequence[str] | None,
     seed: int,
     options: CaptionOptions,
+    asked: Mapping[str, Sequence[Question]],
 ) -> int:
     """Measure a picture, unless it was; how many words it has."""
     import polars
@@ -282,6 +290,9 @@ def _one(
         rows.picture(picture_id, item.source, found.caption, None)
         with prefixes_kept():
             _measure_words(vlm, found, picture_id, plan, truth, seed, rows)
+        own = asked.get(Path(item.source).name, ())
+        for question, yes in zip(own, ask(vlm, dict.fromkeys([one.file for one in own], picture), own), strict=True):
+            rows.answer(picture_id, question, yes)
     except MMNeuronsError as error:
         rows = _Rows()
         rows.picture(known, item.source, None, f"{type(error).__name__}: {str(error).split(chr(10))[0]}")
@@ -367,6 +378,7 @@ class _Rows:
         self.words: list[dict[str, object]] = []
         self.observed: list[dict[str, object]] = []
         self.tops: list[dict[str, object]] = []
+        self.answers: list[dict[str, object]] = []
 
     def picture(self, picture_id: str, source: str, caption: str | None, error: str | None) -> None:
         own = {"image_id": picture_id, "source": as_text(source), "caption": caption, "error": error}
@@ -407,6 +419,10 @@ class _Rows:
             }
         )
 
+    def answer(self, picture_id: str, question: Question, yes: bool) -> None:
+        own = {"kind": question.kind, "name": question.name, "there": question.there, "yes": yes}
+        self.answers.append({"image_id": picture_id, **own})
+
     def write(self, part: Path) -> None:
         """All tables, in a folder that is renamed when it is whole."""
         import polars
@@ -435,6 +451,13 @@ class _Rows:
                 "finder": polars.String,
                 "neurons": polars.List(polars.Int32),
                 "scores": polars.List(polars.Float32),
+            },
+            "answers": {
+                "image_id": polars.String,
+                "kind": polars.String,
+                "name": polars.String,
+                "there": polars.Boolean,
+                "yes": polars.Boolean,
             },
         }
         waiting = part.with_name(f".{part.name}")

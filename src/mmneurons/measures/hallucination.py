@@ -28,6 +28,7 @@ from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike
 
 __all__ = [
+    "KINDS",
     "Chair",
     "Mentions",
     "Pope",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 Kind = Literal["random", "popular", "adversarial"]
+KINDS: tuple[Kind, ...] = ("random", "popular", "adversarial")
 
 
 @dataclass(frozen=True)
@@ -113,11 +115,13 @@ class Question:
         file: of the picture.
         name: the object asked after.
         there: whether it is there.
+        kind: how those that are not there were chosen.
     """
 
     file: str
     name: str
     there: bool
+    kind: Kind = "random"
 
     @property
     def text(self) -> str:
@@ -159,7 +163,7 @@ def pope_questions(truths: Mapping[str, frozenset[str]], kind: Kind, each: int =
     Raises:
         OptionError: there is no such kind, or every picture shows every object.
     """
-    if kind not in ("random", "popular", "adversarial"):
+    if kind not in KINDS:
         raise OptionError(f"kind={kind!r} is not possible. Choose 'random', 'popular' or 'adversarial'.")
     names = sorted(set().union(*truths.values())) if truths else []
     frequency = Counter(name for there in truths.values() for name in there)
@@ -180,8 +184,8 @@ def pope_questions(truths: Mapping[str, frozenset[str]], kind: Kind, each: int =
             "popular": sorted(absent, key=lambda name: -frequency[name]),
             "adversarial": sorted(absent, key=lambda name: -seen[name]),
         }[kind]
-        questions += [Question(file, name, True) for name in asked]
-        questions += [Question(file, name, False) for name in order[: len(asked)]]
+        questions += [Question(file, name, True, kind) for name in asked]
+        questions += [Question(file, name, False, kind) for name in order[: len(asked)]]
     if truths and not questions:
         raise OptionError("No question can be asked: every picture shows every object, or none.")
     return questions

@@ -75,7 +75,10 @@ _READ = (
 )
 """Whose neurons' words are compared with texts, the dearest part of a word."""
 
-MEASURES = ("causal", "sensitivity", "region", "across", "looking", "hallucination")
+MEASURES = ("causal", "sensitivity", "region", "across", "looking", "hallucination", "pope")
+
+_ASKED_FOR = ("pope",)
+"""Measures that are taken only where they are named: a model that captions need not answer questions."""
 
 _NEED_GATES = ("paper (gate, no norm)",)
 
@@ -129,7 +132,7 @@ def suite(
         quick: fewer orders of image tokens, fewer words for dear finders and for texts; every measure is there.
         finders: names of ``VARIANTS`` or of ``mmneurons.finders.FINDERS``; all variants by default. The control is
             always among them.
-        measures: names of ``MEASURES``; all by default.
+        measures: names of ``MEASURES``; all but ``pope`` by default.
         gated: whether the model's gates can be heard.
         encoder: for semantic sensitivity, which needs one.
         clip: for its CLIPScore.
@@ -149,7 +152,9 @@ def suite(
             raise OptionError(f"{needing[0]!r} needs FFNs whose gate can be heard; this model has others.")
         chosen = {one: own for one, own in chosen.items() if one not in _NEED_GATES}
     chosen.setdefault(RANDOM, Random())
-    wanted = measures or tuple(one for one in MEASURES if one != "sensitivity" or encoder is not None)
+    wanted = measures or tuple(
+        one for one in MEASURES if one not in _ASKED_FOR and (one != "sensitivity" or encoder is not None)
+    )
     if "sensitivity" in wanted and encoder is None:
         raise OptionError("sensitivity compares texts and needs an encoder.")
     orders = range(3) if quick else range(10)

@@ -11,13 +11,13 @@ import polars
 
 from mmneurons.measures.across_pictures import QUANTITIES as ACROSS
 from mmneurons.measures.across_pictures import Told, cross_image, specificity
-from mmneurons.measures.hallucination import Chair, Mentions, chair
+from mmneurons.measures.hallucination import KINDS, Chair, Mentions, Question, chair, pope
 from mmneurons.measures.intervals import Estimate, mean_resampled, resample
 from mmneurons.measures.overlap import overlap
 from mmneurons.measures.suites import BASELINE, RANDOM
 from mmneurons.measures.tables import Cell, Table, means, median
 
-__all__ = ["AT", "Claim", "Observed", "across", "claims", "hallucination_table", "tables"]
+__all__ = ["AT", "Claim", "Observed", "across", "claims", "hallucination_table", "pope_table", "tables"]
 
 AT = 20
 """At how many neurons finders are ranked."""
@@ -176,6 +176,37 @@ def hallucination_table(captions: Mapping[str, Mentions], draws: int, seed: int)
         "the objects that are there and said (Rohrbach et al. 2018). The last column counts captions."
     )
     return Table("hallucination", "Hallucination: CHAIR of the model's captions", note, cells)
+
+
+def pope_table(answers: polars.DataFrame, draws: int, seed: int) -> Table:
+    """POPE by kind of question, with intervals over pictures.
+
+    Args:
+        answers: columns image_id, kind, name, there, yes.
+        draws: of the bootstrap.
+        seed: of the draws.
+    """
+    names = {name: name for name in ("accuracy", "precision", "recall")} | {"f1": "F1", "yes_ratio": "yes-ratio"}
+    cells = []
+    for kind in KINDS:
+        own = answers.filter(polars.col("kind") == kind)
+        if own.is_empty():
+            continue
+        pairs = list(own.select("name", "there", "yes").iter_rows())
+
+        def values(places: np.ndarray, pairs: list[tuple[str, bool, bool]] = pairs) -> np.ndarray:
+            chosen = [pairs[int(place)] for place in places[:, 0]]
+            whole = pope([Question("", name, there) for name, there, _ in chosen], [yes for _, _, yes in chosen])
+            return np.array([getattr(whole, name) for name in names])
+
+        places = np.arange(len(pairs), dtype=float)[:, None]
+        drawn = resample(own["image_id"].to_list(), places, values, min(draws, 500), seed)
+        cells += [Cell(kind, shown, drawn.estimate(k), len(pairs)) for k, shown in enumerate(names.values())]
+    note = (
+        "Is there a … in the image? As many questions after what is there as after what is not: drawn at random, the "
+        "most frequent (popular), or those most often seen together with what is there (adversarial) (Li et al. 2023)."
+    )
+    return Table("pope", "Hallucination: POPE", note, tuple(cells))
 
 
 def _means(observed: Observed, name: str, quantity: str, title: str) -> Table:

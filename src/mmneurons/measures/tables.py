@@ -82,8 +82,8 @@ class Table:
         if cell is None or np.isnan(cell.estimate.value):
             return "–"
         one = cell.estimate
-        # a count has no interval
-        return f"{one.value:g}" if one.low == one.value == one.high else format(one, ".3g")
+        counted = one.low == one.value == one.high and one.value == round(one.value)
+        return f"{one.value:.0f}" if counted else format(one, ".3g")
 
 
 def pivot(observed: polars.DataFrame, quantity: str, k: int, finders: Sequence[str]) -> tuple[list[str], np.ndarray]:

@@ -15,7 +15,16 @@ from mmneurons.errors import ExtraMissingError, RunError
 from mmneurons.measures.hallucination import Mentions, mentions
 from mmneurons.measures.objects import Vocabulary
 from mmneurons.measures.suites import BASELINE, RANDOM, Suite
-from mmneurons.measures.summary import Claim, Observed, across, claims, finders_of, hallucination_table, tables
+from mmneurons.measures.summary import (
+    Claim,
+    Observed,
+    across,
+    claims,
+    finders_of,
+    hallucination_table,
+    pope_table,
+    tables,
+)
 from mmneurons.measures.tables import Table
 from mmneurons.measures.truth import Truth
 
@@ -63,6 +72,8 @@ def write_page(
         said = _mentions(pictures, truths, known)
         if said:
             shown.append(hallucination_table(said, draws, observed.seed))
+    if "pope" in plan.names and not (answers := measured.table("answers")).is_empty():
+        shown.append(pope_table(answers, draws, observed.seed))
     for table in shown:
         _write_table(measured.path / "tables", table)
     drawn = _figures(observed, shown, measured.path / "figures")
