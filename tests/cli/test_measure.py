@@ -56,7 +56,7 @@ def test_hallucinations_and_where_they_look(place, tiny_checkpoint):
     assert result.code == 0, result.err
     page = (place / "out" / "README.md").read_text()
     # "a dog and a ball", where a dog and a cat are; COCO calls a ball a sports ball
-    assert "| captions | 1 | 0.5 | 0.5 |" in page
+    assert "| captions | 1 | 0.5 [0.5, 0.5] | 0.5 [0.5, 0.5] |" in page
 
 
 def test_pope_asks_the_model(place, tiny_checkpoint):

@@ -245,7 +245,8 @@ def _ranking(observed: Observed) -> Table:
     note = (
         f"The {AT} first neurons of each finder at zero where the word was emitted, later blocks reacting: the fall of "
         "log p(word), in nats, and the same less the mean fall of the ten runners-up. Best relative fall first. "
-        "Paired: over the words that both have, with the same resampled pictures."
+        "Paired: over the words that both have, with the same resampled pictures. What lies before a word is run once for "
+        "a caption, in the time of the first finder that runs the model again."
     )
     return Table("finders", "Finders compared by what their neurons do", note, tuple(cells))
 
