@@ -43,6 +43,7 @@ __all__ = ["MEASURED_FILE", "CaptionOptions", "Measured", "Told", "measure", "op
 
 MEASURED_FILE = "measured.json"
 PARTS = "parts"
+LOCK_FILE = ".lock"
 KEPT = 200
 """How many neurons of a word and finder the folder keeps."""
 COMPARED = ("model", "options", "suite")
@@ -206,10 +207,10 @@ def _held(path: Path) -> Iterator[None]:
     """
     if path.exists() and not path.is_dir():
         raise RunError(f"{str(path)!r} is a file. Choose another folder with --out.")
-    if path.is_dir() and not (path / MEASURED_FILE).exists() and any(path.iterdir()):
+    if path.is_dir() and not (path / MEASURED_FILE).exists() and any(one.name != LOCK_FILE for one in path.iterdir()):
         raise RunError(f"{str(path)!r} holds other files. Choose an empty folder, or a new one, with --out.")
     path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.parent / f".{path.name}.lock")
+    lock = FileLock(path / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:

@@ -61,7 +61,7 @@ class Looking:
             geometry = placed(case.vlm, picture.size, len(case.recording.image_positions))
         except (AnatomyError, OptionError):
             return
-        boxes = [truth.boxes[index] for index in things]
+        boxes = [(float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in (truth.boxes[i] for i in things)]
         mask = None if truth.masks is None else np.any([truth.masks[index] for index in things], axis=0)
         for finder, ranking in case.rankings.items():
             maps = _maps(case, ranking, self.ks)

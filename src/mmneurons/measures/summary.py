@@ -230,6 +230,10 @@ def _ranking(observed: Observed) -> Table:
     relative, differences, _ = median(observed.values, "relative fall", AT, order, observed.draws, observed.seed)
     mean, _ = means(observed.values, "fall", AT, order, observed.draws, observed.seed)
     seconds, _, _ = median(observed.values, TIMES, 0, order, 200, observed.seed)
+    times = observed.values.filter(polars.col("quantity") == TIMES).with_columns(word_id=polars.col("image_id"))
+    keys = ["word_id", "image_id", "finder", "quantity", "k"]
+    summed = times.group_by(keys, maintain_order=True).agg(polars.col("value").sum())
+    pictures, _, _ = median(summed, TIMES, 0, order, 200, observed.seed)
     cells = []
     for way in sorted(range(len(order)), key=lambda way: -relative[way].value):
         per = mean.estimate(way)
@@ -239,14 +243,15 @@ def _ranking(observed: Observed) -> Table:
             "fall, median": fall[way],
             "mean fall a neuron": Estimate(per.value / AT, per.low / AT, per.high / AT),
             "seconds a word": seconds[way],
+            "seconds a picture": pictures[way],
             "words": Estimate(float(counts[way]), float(counts[way]), float(counts[way])),
         }
         cells += [Cell(order[way], name, own, int(counts[way])) for name, own in columns.items()]
     note = (
         f"The {AT} first neurons of each finder at zero where the word was emitted, later blocks reacting: the fall of "
         "log p(word), in nats, and the same less the mean fall of the ten runners-up. Best relative fall first. "
-        "Paired: over the words that both have, with the same resampled pictures. What lies before a word is run once for "
-        "a caption, in the time of the first finder that runs the model again."
+        "Paired: over the words that both have, with the same resampled pictures. What lies before a word is run once "
+        "for a caption, in the time of the first finder that runs the model again."
     )
     return Table("finders", "Finders compared by what their neurons do", note, tuple(cells))
 
