@@ -24,6 +24,8 @@ AT = 20
 
 ACROSS_KS = (10, 20, 50)
 TIMES = "seconds"
+CONCEPTS = ("exclusive", "own share", "other share")
+"""Quantities of which there is one for a concept, not for a word."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +175,7 @@ def hallucination_table(captions: Mapping[str, Mentions], draws: int, seed: int)
     cells = tuple(Cell("captions", name, drawn.estimate(k), len(pictures)) for k, name in enumerate(names))
     note = (
         "Share of captions with an object that is not there; share of mentions of objects that are not there; share of "
-        "the objects that are there and said (Rohrbach et al. 2018). The last column counts captions."
+        "the objects that are there and said (Rohrbach et al. 2018)."
     )
     return Table("hallucination", "Hallucination: CHAIR of the model's captions", note, cells)
 
@@ -215,7 +217,8 @@ def _means(observed: Observed, name: str, quantity: str, title: str) -> Table:
     for k in observed.ks(quantity):
         drawn, counts = means(observed.values, quantity, k, finders, observed.draws, observed.seed)
         cells += [Cell(finder, f"k = {k}", drawn.estimate(way), int(counts[way])) for way, finder in enumerate(finders)]
-    note = f"{_sentence(observed.meanings.get(quantity, ACROSS.get(quantity, quantity)))} Mean over words."
+    over = "concepts" if quantity in CONCEPTS else "words"
+    note = f"{_sentence(observed.meanings.get(quantity, ACROSS.get(quantity, quantity)))} Mean over {over}."
     if quantity in ("region overlap", "own overlap"):
         shares = ", ".join(f"{k / observed.neurons:.2g}" for k in observed.ks(quantity))
         note += f" By chance {shares}: k over {observed.neurons:,} neurons."
