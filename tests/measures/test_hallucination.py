@@ -123,6 +123,19 @@ def test_pope_asks_for_what_is_frequent_or_seen_together():
         pope_questions({"a": frozenset({"dog"})}, "random")
 
 
+def test_no_fewer_than_one_question():
+    with pytest.raises(OptionError, match="each=0"):
+        pope_questions(TRUTHS, "random", each=0)
+
+
+def test_as_many_questions_of_either_kind_where_little_is_absent():
+    """Of 5 objects the first picture shows 4: one is absent, so one question of either kind, however many are asked."""
+    truths = {"a": frozenset("bcde"), "b": frozenset("bf")}
+    own = [one for one in pope_questions(truths, "random", each=3) if one.file == "a"]
+    assert [one.there for one in own] == [True, False]
+    assert own[1].name == "f"
+
+
 def test_a_kind_that_there_is_not(unchecked):
     with pytest.raises(OptionError, match="likely"):
         pope_questions(TRUTHS, "likely")
@@ -134,6 +147,9 @@ def test_answers():
     assert not is_yes("There is not. Yes.")
     assert not is_yes("There isn't a dog")
     assert is_yes("A noble knot.")
+    assert is_yes("I cannot see one. No.")
+    assert is_yes("")
+    assert not is_yes("NO")
 
 
 def test_pope_by_hand():

@@ -71,8 +71,9 @@ def test_coco_instances_and_captions(tmp_path):
     assert own.boxes == ((1, 0, 3, 3), (0, 0, 2, 2))
     # COCO counts down the columns: three pixels of column 0 outside, six inside, three outside
     assert own.masks[0].tolist() == [[False, True, True, False]] * 3
-    assert own.masks[1][:2, :2].all()
-    assert not own.masks[1][2].any()
+    # a square from 0 to 1 is one pixel
+    assert own.masks[1].sum() == 1
+    assert own.masks[1][0, 0]
     swapped = read_truth([tmp_path / "captions.json", tmp_path / "truth.json"])
     assert swapped["x.jpg"] == own
 
@@ -115,6 +116,12 @@ def test_a_mask_of_another_size_is_refused():
         ("not json", "not JSON"),
         ({"other": 1}, "no truth that is known"),
         ([{"objects": ["dog"]}], "not whole"),
+        ([{"file": "a", "objects": "dog"}], "a list, not 'dog'"),
+        ([{"file": "a", "objects": ["dog"], "captions": "A dog."}], "list of texts"),
+        ([{"file": "a", "objects": ["dog"], "captions": [3]}], "list of texts"),
+        ([{"file": "x/a.jpg", "objects": ["dog"]}, {"file": "y/a.jpg", "objects": ["cat"]}], r"twice what a\.jpg"),
+        ([{"file": "a", "objects": [{"name": "x", "runs": [1, 2, 1]}]}], "picture of 0 × 0"),
+        ([{"file": "a", "size": [2, 2], "objects": [{"name": "x", "runs": [1, 2]}]}], "3 pixels"),
         ([{"file": "a", "objects": [{"box": [0, 0, 1, 1]}]}], "not whole"),
         ([{"file": "a", "objects": [{"name": "x", "box": [0, 0, 1]}]}], "not whole"),
         ({**COCO, "categories": []}, "category 1"),
@@ -124,6 +131,70 @@ def test_a_mask_of_another_size_is_refused():
 def test_files_that_are_not_whole(tmp_path, content, match):
     with pytest.raises(SourceError, match=match):
         read_truth(write(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "match"),
+    [
+        ([[0, 0, 2, 0, 2]], "three corners"),
+        ([[0, 0, 2, 2]], "three corners"),
+        ({"counts": "o"}, "not whole"),
+        ({"counts": [0, 12], "size": [4, 3]}, "3 × 4"),
+        ({"counts": [0, 11], "size": [3, 4]}, "11 pixels"),
+        ({"counts": [-1, 13], "size": [3, 4]}, "12 pixels"),
+    ],
+)
+def test_outlines_of_coco_that_are_none(tmp_path, segmentation, match):
+    content = json.loads(json.dumps(COCO))
+    content["annotations"] = [content["annotations"][0] | {"segmentation": segmentation}]
+    with pytest.raises(SourceError, match=match):
+        read_truth(write(tmp_path, content))
+
+
+def test_a_crowd_is_a_thing(tmp_path):
+    content = json.loads(json.dumps(COCO))
+    content["annotations"] = [content["annotations"][0] | {"iscrowd": 1, "segmentation": {"counts": [0, 3, 9]}}]
+    own = read_truth(write(tmp_path, content))["x.jpg"]
+    assert own.objects == ("dog",)
+    assert own.masks[0].tolist() == [[True, False, False, False]] * 3
+
+
+def inside(x, y, corners):
+    """By the angle that the corners turn around a point, which is 0 outside of a polygon that does not cross itself."""
+    at = [complex(a - x, b - y) for a, b in zip(corners[::2], corners[1::2], strict=True)]
+    turned = sum(np.angle(after / before) for before, after in zip(at, at[1:] + at[:1], strict=True))
+    return abs(turned) > np.pi
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_polygons_hold_the_pixels_whose_centers_they_hold(seed):
+    draw = np.random.default_rng(seed)
+    angles, lengths = np.sort(draw.uniform(0, 2 * np.pi, 9)), draw.uniform(2, 11, 9)
+    star = np.stack([9 + np.cos(angles) * lengths, 7 + np.sin(angles) * lengths], 1).ravel().tolist()
+    mask = outline_mask(Outline("polygons", (tuple(star),)), (17, 13))
+    expected = [[inside(x + 0.5, y + 0.5, star) for x in range(17)] for y in range(13)]
+    assert 10 < mask.sum() < 17 * 13
+    assert mask.tolist() == expected
+
+
+def test_polygons_of_one_thing_are_joined():
+    squares = ((0, 0, 2, 0, 2, 2, 0, 2), (1, 1, 3, 1, 3, 3, 1, 3))
+    assert outline_mask(Outline("polygons", squares), (4, 3)).tolist() == [
+        [True, True, False, False],
+        [True, True, True, False],
+        [False, True, True, False],
+    ]
+
+
+def test_files_that_contradict_one_another(tmp_path):
+    one = write(tmp_path, [{"file": "a.jpg", "size": [2, 2], "objects": ["dog"], "captions": ["A dog."]}], "1.json")
+    other = write(tmp_path, [{"file": "a.jpg", "objects": ["cat"]}], "2.json")
+    larger = write(tmp_path, [{"file": "a.jpg", "size": [3, 2], "objects": ["dog"]}], "3.json")
+    with pytest.raises(SourceError, match="do not agree"):
+        read_truth([one, other])
+    with pytest.raises(SourceError, match="two sizes"):
+        read_truth([one, larger])
+    assert read_truth([one, one]) == read_truth(one)
 
 
 def test_files_that_are_not_there(tmp_path):
@@ -136,3 +207,7 @@ def test_the_truth_of_other_pictures(tmp_path):
     assert set(matched(truths, ["elsewhere/a.jpg", "b.jpg"])) == {"a.jpg"}
     with pytest.raises(OptionError, match=r"other pictures: it names a\.jpg"):
         matched(truths, ["b.jpg", "c.jpg"])
+    with pytest.raises(OptionError, match=r"several: x/a\.jpg, y/a\.jpg"):
+        matched(truths, ["x/a.jpg", "y/a.jpg"])
+    # which names others share does not matter
+    assert set(matched(truths, ["a.jpg", "a.jpg", "x/b.jpg", "y/b.jpg"])) == {"a.jpg"}

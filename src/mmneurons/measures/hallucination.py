@@ -2,11 +2,13 @@
 
 CHAIR (Rohrbach et al., EMNLP 2018, equations 1 and 2): CHAIRs = captions with a hallucinated object / captions; CHAIRi
 = hallucinated mentions / mentions of objects; recall = objects that are there and said / objects that are there. There
-is what the truth lists, and what its captions name.
+is what the truth lists, and what its captions name. Which objects a text names, and that this is narrower than in the
+published code, is said in ``mmneurons.measures.objects``.
 
 POPE (Li et al., EMNLP 2023): is there a dog in the image? As many objects that are there as such that are not: drawn at
 random, the most frequent ones elsewhere (popular), or those most often seen together with what is there (adversarial).
-An answer is "no" where its first sentence has "no" or "not" as a word, otherwise "yes".
+An answer is "no" where its first sentence has "no" or "not" as a word, otherwise "yes": so is an answer that says
+nothing. Beyond the published rule "n't" and capitals count, and a sentence ends at "!", "?" and a line's end, too.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import numpy as np
 from mmneurons.errors import OptionError
 from mmneurons.measures.objects import Vocabulary
 from mmneurons.measures.truth import Truth
+from mmneurons.options import check_whole
 from mmneurons.recordings import caption
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike
@@ -161,10 +164,11 @@ def pope_questions(truths: Mapping[str, frozenset[str]], kind: Kind, each: int =
         seed: of the draws.
 
     Raises:
-        OptionError: there is no such kind, or every picture shows every object.
+        OptionError: there is no such kind, ``each`` is below 1, or every picture shows every object.
     """
     if kind not in KINDS:
         raise OptionError(f"kind={kind!r} is not possible. Choose 'random', 'popular' or 'adversarial'.")
+    check_whole("each", each)
     names = sorted(set().union(*truths.values())) if truths else []
     frequency = Counter(name for there in truths.values() for name in there)
     together: dict[str, Counter[str]] = {name: Counter() for name in names}
@@ -192,7 +196,7 @@ def pope_questions(truths: Mapping[str, frozenset[str]], kind: Kind, each: int =
 
 
 def is_yes(answer: str) -> bool:
-    """Whether an answer says yes: its first sentence has neither "no" nor "not" as a word."""
+    """Whether an answer says yes: its first sentence has no "no", "not" or "…n't" as a word."""
     first = re.split(r"[.!?\n]", answer.strip(), maxsplit=1)[0]
     return not re.search(r"\b(no|not)\b|n't\b", first.lower())
 

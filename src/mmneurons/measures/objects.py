@@ -1,7 +1,11 @@
-"""Which objects a text names: by their names, plurals, and other names of the same thing; the longest match counts.
+"""Which objects the nouns of a text name: by their names, plurals, and other names; the longest match counts.
 
-A "hot dog" is no dog, and a "teddy bear" no bear. WordNet, where it is at hand, adds nouns of the same sense, or of one
-that is a kind of it.
+Only a noun names an object, and a compound by its end: "a police car" a car, "an orange cat" no orange, "a man ties"
+no tie, "a train track" no train. A "hot dog" is no dog, and a "teddy bear" no bear, also where there are only dogs and
+bears to look for. This is narrower than CHAIR's published code, which looks at every word.
+
+WordNet, where it is at hand, adds nouns of the same sense, or of one that is a kind of it. An approximation: it is
+asked by spelling, so a sense of the object's name that is not the object's counts, too.
 """
 
 from __future__ import annotations
@@ -15,14 +19,16 @@ from pathlib import Path
 
 from lemminflect import getInflection, getLemma
 
+from mmneurons.english import KINDS_OF_THEIR_OWN, compounds_in, fold
 from mmneurons.errors import OptionError, SourceError
+from mmneurons.nouns import nouns
 
 __all__ = ["Related", "Vocabulary", "coco_vocabulary", "read_aliases", "vocabulary"]
 
 Related = Callable[[str], Iterable[str]]
 """From a noun to names of what it is, or is a kind of."""
 
-_WORD = re.compile(r"[a-z0-9][a-z0-9'-]*")
+_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,25 +46,35 @@ class Vocabulary:
     related: Related | None = None
 
     def said(self, text: str) -> list[str]:
-        """The objects that a text names, one entry for every mention, in order."""
-        words = _WORD.findall(text.lower())
-        longest = max((len(words) for words in self.surface), default=1)
-        found, at = [], 0
-        while at < len(words):
-            for length in range(min(longest, len(words) - at), 0, -1):
-                if (name := self.surface.get(tuple(words[at : at + length]))) is not None:
+        """The objects that a text names, one entry for every mention, in order.
+
+        Raises:
+            NounPipelineMissingError: no spaCy pipeline for English is installed.
+        """
+        folded = fold(text)
+        words = [match.span() for match in _WORD.finditer(folded)]
+        hidden = compounds_in(folded, KINDS_OF_THEIR_OWN)
+        longest = max(len(form) for form in self.surface)
+        found, free = [], 0
+        for noun in nouns(text):
+            # "dog's" ends a noun with what is no word of its own
+            stop = sum(end <= noun.end for _, end in words)
+            for first in range(max(free, stop - longest), stop):
+                if not _whole(folded, words[first][0], noun.end, hidden):
+                    continue
+                spelled = tuple(folded[start:end] for start, end in words[first:stop])
+                name = self.surface.get(spelled)
+                if name is None and first == stop - 1:
+                    name = self._related(spelled[0])
+                if name is not None:
                     found.append(name)
-                    at += length
                     break
-            else:
-                if (name := self._related(words[at])) is not None:
-                    found.append(name)
-                at += 1
+            free = stop
         return found
 
     def of_word(self, word: str) -> frozenset[str]:
         """The objects that a word, or a compound, names as a whole."""
-        words = tuple(_WORD.findall(word.lower()))
+        words = _words(word)
         name = self.surface.get(words)
         if name is None and len(words) == 1:
             name = self._related(words[0])
@@ -70,13 +86,18 @@ class Vocabulary:
         return hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def _related(self, word: str) -> str | None:
+        """The nearest object that a noun is a kind of; None where there are several, none of them a kind of another."""
         if self.related is None or len(word) < 3:
             return None
-        lemma = getLemma(word, "NOUN")
-        above = {one for noun in {word, *lemma} for one in self.related(noun)}
-        return next(
-            (self.surface[tuple(one.split())] for one in sorted(above) if tuple(one.split()) in self.surface), None
-        )
+        above = self._above({word, *getLemma(word, "NOUN")})
+        nearest = [name for name in above if not any(name in self._above({other}) for other in above - {name})]
+        return nearest[0] if len(nearest) == 1 else None
+
+    def _above(self, nouns: Iterable[str]) -> set[str]:
+        """The objects among what nouns are. By their names alone: other names mean other things, too ("stool")."""
+        assert self.related is not None
+        what = {one.replace(" ", "") for noun in nouns for one in self.related(noun)}
+        return {name for name in self.names if name.replace(" ", "") in what}
 
 
 def vocabulary(
@@ -90,15 +111,17 @@ def vocabulary(
     own = list(dict.fromkeys(name.lower() for name in names))
     if not own:
         raise OptionError("There are no objects to look for: the truth names none.")
+    if empty := [name for name in own if not _words(name)]:
+        raise OptionError(f"An object is called {empty[0]!r}, which no text can say. Give it a name with letters.")
     surface: dict[tuple[str, ...], str] = {}
     # names before aliases: what is an object of its own says no other one
     for name in own:
         for form in _forms(name):
-            surface[tuple(form.split())] = name
+            surface[_words(form)] = name
     for name in own:
         for alias in (aliases or {}).get(name, ()):
             for form in _forms(alias.lower()):
-                surface.setdefault(tuple(form.split()), name)
+                surface.setdefault(_words(form), name)
     return Vocabulary(frozenset(own), surface, related)
 
 
@@ -121,6 +144,19 @@ def read_aliases(path: Path) -> dict[str, list[str]]:
         raise SourceError(
             f"The aliases {path} cannot be read: {error}. They are a JSON object, name → list."
         ) from error
+
+
+def _words(name: str) -> tuple[str, ...]:
+    return tuple(_WORD.findall(fold(name)))
+
+
+def _whole(folded: str, start: int, end: int, hidden: Sequence[tuple[int, int]]) -> bool:
+    """Whether characters are no part of a hyphened word ("table-cloth"), nor of a compound of its own kind."""
+    if folded[max(start - 1, 0) : start] == "-" and start > 1 and folded[start - 2].isalnum():
+        return False
+    if folded[end : end + 1] == "-" and folded[end + 1 : end + 2].isalnum():
+        return False
+    return not any(low <= start and end <= high and (start, end) != (low, high) for low, high in hidden)
 
 
 def _forms(name: str) -> set[str]:

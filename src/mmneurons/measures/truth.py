@@ -5,19 +5,20 @@ Three kinds of file are read: a list of our own,
     [{"file": "a.jpg", "objects": ["dog", "ball"], "captions": ["A dog with a ball."]}]
 
 in which an object may also be ``{"name": "dog", "box": [x0, y0, x1, y1], "runs": […]}`` as in the truth of the bundled
-pictures; COCO's instances; and COCO's captions. Pictures are matched to them by file name, without folders.
+pictures; COCO's instances; and COCO's captions. Pictures are matched to them by file name, without folders; where that
+does not tell two pictures apart, it is refused. A crowd in COCO's instances is one thing.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool
-from PIL import Image, ImageDraw
+from jaxtyping import Bool, Float
 
 from mmneurons.demo import pictures as bundled_pictures
 from mmneurons.errors import OptionError, SourceError
@@ -96,7 +97,7 @@ def read_truth(names: str | Path | Sequence[str | Path]) -> dict[str, Truth]:
         By file name.
 
     Raises:
-        SourceError: a file cannot be read, or says nothing that is known.
+        SourceError: a file cannot be read, says nothing that is known, or contradicts another one.
     """
     truths: dict[str, Truth] = {}
     for name in [names] if isinstance(names, str | Path) else names:
@@ -110,9 +111,14 @@ def matched(truths: Mapping[str, Truth], files: Iterable[str]) -> dict[str, Trut
     """Those of some pictures, by their file name without folders.
 
     Raises:
-        OptionError: there is none for any of them: it is the truth of other pictures.
+        OptionError: there is none for any of them: it is the truth of other pictures; or two of them, in different
+            folders, have the same name.
     """
-    names = [Path(file).name for file in files]
+    paths = {str(file): Path(file).name for file in files}
+    names = list(paths.values())
+    if twice := [name for name, count in Counter(names).items() if count > 1 and name in truths]:
+        places = ", ".join(path for path, name in paths.items() if name == twice[0])
+        raise OptionError(f"The truth of {twice[0]} is for one picture, and there are several: {places}. Rename them.")
     found = {name: truths[name] for name in names if name in truths}
     if names and not found:
         raise OptionError(
@@ -125,21 +131,49 @@ def matched(truths: Mapping[str, Truth], files: Iterable[str]) -> dict[str, Trut
 def outline_mask(outline: Outline, size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
     """Where an outline's object is seen.
 
+    A pixel is in a polygon where its center is, by the even-odd rule; COCO's own tool differs by single pixels of the
+    border. What lies outside of the picture is cut off.
+
     Raises:
-        SourceError: it does not fit the size.
+        SourceError: it does not fit the size, or is none.
     """
+    try:
+        _check_outline(outline, size)
+    except ValueError as error:
+        raise SourceError(f"A mask cannot be drawn: {error}. Correct the truth's file.") from error
     width, height = size
     if outline.kind == "polygons":
-        drawn = Image.new("1", size)
-        pen = ImageDraw.Draw(drawn)
+        drawn = np.zeros((height, width), dtype=bool)
         for corners in outline.numbers:
-            pen.polygon(list(corners), fill=1)
-        return np.array(drawn, dtype=bool)
+            drawn |= _filled(np.array(corners, dtype=float).reshape(-1, 2), size)
+        return drawn
     runs = np.array(outline.numbers[0], dtype=np.int64)
-    if runs.sum() != width * height or (runs < 0).any():
-        raise SourceError(f"A mask of {int(runs.sum())} pixels does not fit a picture of {width} × {height}.")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return flat.reshape(height, width) if outline.kind == "runs" else flat.reshape(width, height).T
+
+
+def _check_outline(outline: Outline, size: tuple[int, int]) -> None:
+    width, height = size
+    if outline.kind == "polygons":
+        for corners in outline.numbers:
+            if len(corners) % 2 or len(corners) < 6 or not np.isfinite(corners).all():
+                raise ValueError(f"a polygon needs x and y of three corners or more, not {len(corners)} numbers")
+        return
+    runs = outline.numbers[0]
+    if sum(runs) != width * height or min(runs, default=0) < 0:
+        raise ValueError(f"a mask of {sum(runs)} pixels does not fit a picture of {width} × {height}")
+
+
+def _filled(corners: Float[np.ndarray, "corners 2"], size: tuple[int, int]) -> Bool[np.ndarray, "height width"]:
+    """Pixels whose centers have an odd number of the polygon's edges to their left."""
+    width, height = size
+    turns = np.zeros((height, width + 1), dtype=np.int64)
+    centers = np.arange(height) + 0.5
+    for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+        rows = np.flatnonzero((y0 <= centers) != (y1 <= centers))
+        crossings = x0 + (centers[rows] - y0) * (x1 - x0) / (y1 - y0 if len(rows) else 1)
+        turns[rows, np.ceil(crossings - 0.5).clip(0, width).astype(int)] += 1
+    return turns.cumsum(axis=1)[:, :width] % 2 == 1
 
 
 def _read(path: Path) -> dict[str, Truth]:
@@ -159,13 +193,23 @@ def _read(path: Path) -> dict[str, Truth]:
                 f'{path} holds no truth that is known: a list of {{"file": …, "objects": […]}}, or COCO\'s instances '
                 "or captions."
             )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(f"{path} is not whole: {type(error).__name__}: {error}.") from error
+    if twice := [file for file, count in Counter(truth.file for truth in truths).items() if count > 1]:
+        raise SourceError(
+            f"{path} says twice what {twice[0]} shows, and pictures are told apart by file name, without folders. Join "
+            "the entries, or rename the pictures."
+        )
     return {truth.file: truth for truth in truths}
 
 
 def _own(entry: Mapping) -> Truth:
-    things = [{"name": thing} if isinstance(thing, str) else thing for thing in entry["objects"]]
+    objects, captions = entry["objects"], entry.get("captions", [])
+    if not isinstance(objects, list):
+        raise TypeError(f"objects are a list, not {objects!r}")
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise TypeError(f"captions are a list of texts, not {captions!r}")
+    things = [{"name": thing} if isinstance(thing, str) else thing for thing in objects]
     boxes: list[Box] = []
     for thing in things:
         if "box" in thing:
@@ -175,13 +219,15 @@ def _own(entry: Mapping) -> Truth:
     outlines = tuple(
         Outline("runs", (tuple(int(run) for run in thing["runs"]),)) for thing in things if thing.get("runs")
     )
-    width, height = entry.get("size", (0, 0))
+    width, height = (int(side) for side in entry.get("size", (0, 0)))
+    for outline in outlines:
+        _check_outline(outline, (width, height))
     return Truth(
         file=Path(entry["file"]).name,
         objects=tuple(str(thing["name"]) for thing in things),
         boxes=tuple(boxes) if len(boxes) == len(things) else (),
-        captions=tuple(entry.get("captions", ())),
-        size=(int(width), int(height)),
+        captions=tuple(captions),
+        size=(width, height),
         outlines=outlines if len(outlines) == len(things) else (),
     )
 
@@ -203,7 +249,7 @@ def _coco(content: Mapping) -> list[Truth]:
             raise ValueError(f"category {unknown[0]} is not listed")
         size = (int(image.get("width", 0)), int(image.get("height", 0)))
         outlines = [
-            _coco_outline(annotation["segmentation"]) for annotation in objects if annotation.get("segmentation")
+            _coco_outline(annotation["segmentation"], size) for annotation in objects if annotation.get("segmentation")
         ]
         boxes = [annotation["bbox"] for annotation in objects if "bbox" in annotation]
         truths.append(
@@ -219,12 +265,20 @@ def _coco(content: Mapping) -> list[Truth]:
     return truths
 
 
-def _coco_outline(segmentation: Sequence | Mapping) -> Outline:
+def _coco_outline(segmentation: Sequence | Mapping, size: tuple[int, int]) -> Outline:
     if isinstance(segmentation, Mapping):
         counts = segmentation["counts"]
         runs = _unpacked(counts) if isinstance(counts, str) else [int(count) for count in counts]
-        return Outline("columns", (tuple(runs),))
-    return Outline("polygons", tuple(tuple(float(corner) for corner in polygon) for polygon in segmentation))
+        outline = Outline("columns", (tuple(runs),))
+        height, width = segmentation.get("size", size[::-1])
+        if (width, height) != size:
+            raise ValueError(f"a mask of {width} × {height} pixels is of a picture of {size[0]} × {size[1]}")
+    else:
+        outline = Outline("polygons", tuple(tuple(float(corner) for corner in polygon) for polygon in segmentation))
+    # where a picture has no size there are no masks
+    if all(size):
+        _check_outline(outline, size)
+    return outline
 
 
 def _unpacked(text: str) -> list[int]:
@@ -247,5 +301,10 @@ def _unpacked(text: str) -> list[int]:
 
 def _joined(first: Truth, second: Truth) -> Truth:
     """What two files say of a picture."""
-    more = second if second.objects else first
-    return replace(more, captions=(*first.captions, *second.captions), size=max(first.size, second.size))
+    if first.objects and second.objects and first.objects != second.objects:
+        raise SourceError(f"Two files say which objects {first.file} shows, and do not agree. Pass one of them.")
+    if all(first.size) and all(second.size) and first.size != second.size:
+        raise SourceError(f"{first.file} has two sizes in two files, {first.size} and {second.size}. Pass one of them.")
+    more = second if second.objects and not first.outlines else first
+    captions = tuple(dict.fromkeys((*first.captions, *second.captions)))
+    return replace(more, captions=captions, size=max(first.size, second.size))
