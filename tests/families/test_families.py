@@ -214,14 +214,18 @@ def test_neurons_taken_away_in_a_batch_are_taken_away_in_every_row(case, recordi
         torch.testing.assert_close(one.logits[0], alone.logits[0], rtol=2e-3, atol=2e-3)
 
 
-def test_derivatives_against_the_cache_are_those_of_the_whole_sequence(case, recording):
-    """And so is what each neuron does, to first order; experts that were not chosen do nothing."""
+@pytest.mark.parametrize("step", [0, 2])
+def test_derivatives_against_the_cache_are_those_of_the_whole_sequence(case, recording, step):
+    """And so is what each neuron does, to first order; experts that were not chosen do nothing.
+
+    What lies before the last step serves the others, too, but for the first one, which a prompt's other tokens may see.
+    """
     _, vlm = case
-    step = 2
     # not the likeliest token: where p is 1 every derivative of log p is 0
     token = int(recording.logits[step].topk(2).indices[1])
     objective = log_probability(Target(step, token))
-    (total,) = Total()(vlm, recording, [Target(step, token)])
+    last = Target(4, int(recording.token_ids[4]))
+    total, _ = Total()(vlm, recording, [Target(step, token), last])
     ((z, slopes),) = caption_derivatives(vlm, recording, [step], [objective], torch.tensor([-1]))
     expected = (z * slopes)[:, 0]
     size = float(expected.abs().max())

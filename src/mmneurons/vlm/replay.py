@@ -356,9 +356,13 @@ def _replay(
 
 def _ways(vlm: VLM, recording: Recording, step: int, before: Prefix | None, count: int) -> Iterator[Prefix]:
     """What a replay may go on from, the cheapest first; at last nothing, so that the whole sequence is run."""
-    if before is not None:
+    needed = _length(vlm, recording, step) - count
+    later = before is not None and before.cache is not None and before.length > needed
+    # the last position of a prompt may be seen by those before it (PaliGemma's prefix): what was run with it in place
+    # is not what lies before it
+    if before is not None and not (later and step + 1 == count):
         yield before
-    if before is None or (before.cache is not None and before.length > _length(vlm, recording, step) - count):
+    if before is None or later:
         own = _prefix(vlm, recording, step - count + 1)
         if own.cache is not None:
             yield own
