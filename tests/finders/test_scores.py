@@ -224,15 +224,17 @@ def test_several_words_are_scored_as_each_is_alone(studied):
         torch.testing.assert_close(own.values, alone.values, rtol=1e-3, atol=1e-3 * float(alone.values.abs().max()))
 
 
-@pytest.mark.parametrize("by", ["total", "contribution"])
-def test_greedy_takes_the_best_handful_of_what_is_left(by):
+@pytest.mark.parametrize(
+    ("by", "against"), [("total", "distribution"), ("total", "vocabulary"), ("contribution", "distribution")]
+)
+def test_greedy_takes_the_best_handful_of_what_is_left(by, against):
     of = study("llava")
-    greedy = Greedy(k=7, handful=3, choose_by=by)
+    greedy = Greedy(k=7, handful=3, choose_by=by, against=against)
     (scores,) = greedy(of.vlm, of.recording, [of.target])
     chosen: list[tuple[int, int]] = []
     for size in (3, 3, 1):
         if by == "total":
-            z, slopes = dense_derivatives(of, left_hand_side(of, "distribution"), zero=chosen)
+            z, slopes = dense_derivatives(of, left_hand_side(of, against), zero=chosen)
             values = z * slopes
         else:
             values = contributions_by_hand(of, chosen)

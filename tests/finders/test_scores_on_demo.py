@@ -153,7 +153,7 @@ def test_contribution_activation_and_unembedding(word, whole):
 
 
 def test_greedy_takes_what_matters_most_without_those_taken(word, whole, slopes):
-    found = scores(Greedy(k=4, handful=2), word)
+    found = scores(Greedy(k=4, handful=2, against="distribution"), word)
     z, slope = (own[:, -1] for own in slopes)
     width = z.shape[1]
     first = [divmod(int(index), width) for index in (z * slope).flatten().topk(2).indices]

@@ -56,6 +56,9 @@ def test_wordnet_tells_kinds_and_no_likenesses():
     assert known.of_word("poodle") == {"dog"}
     assert known.of_word("pizza") == {"food"}
     assert known.of_word("bench") == frozenset()
+    # Günter Grass
+    assert "plant" in wordnet.related("grass")
+    assert "writer" not in wordnet.related("grass")
 
 
 def test_aliases_that_cannot_be_read(tmp_path):

@@ -275,12 +275,15 @@ def _plan(
 ) -> Suite:
     from mmneurons.measures.suites import MEASURES
     from mmneurons.measures.suites import suite as make
+    from mmneurons.nouns import nouns
     from mmneurons.vlm.loading import without_bars
     from mmneurons.vlm.text_encoder import load_clip, load_text_encoder
 
     wanted = tuple(measures) or tuple(
         one for one in MEASURES if one != "pope" and (known is not None or one not in ("looking", "hallucination"))
     )
+    if "hallucination" in wanted:
+        nouns("a dog")  # where there is no pipeline, that shows now
     with without_bars():
         texts = load_text_encoder(encoder) if "sensitivity" in wanted else None
         both = None if clip is None else load_clip(clip)

@@ -35,13 +35,14 @@ class Greedy:
         k: how many neurons are chosen.
         handful: how many at a time. A replay of one position for each handful.
         choose_by: what scores: ``"total"`` or ``"contribution"``, which needs no derivative.
-        against: as in ``contribution``.
+        against: as in ``contribution``. Beside ``total`` and ``contribution`` the default is another one: sets
+            that were chosen against the vocabulary weighed more on development scenes (``docs/decisions.md``).
     """
 
     k: int = 20
     handful: int = 5
     choose_by: str = "total"
-    against: str | None = "distribution"
+    against: str | None = "vocabulary"
 
     def __post_init__(self) -> None:
         check_against(self.against)

@@ -48,8 +48,8 @@ VARIANTS: Mapping[str, Finder] = {
     "total, vocabulary": Total("vocabulary"),
     "total, raw": Total(None),
     "greedy": Greedy(),
-    "greedy, vocabulary": Greedy(against="vocabulary"),
-    "greedy by contribution": Greedy(choose_by="contribution"),
+    "greedy, distribution": Greedy(against="distribution"),
+    "greedy by contribution": Greedy(choose_by="contribution", against="distribution"),
     "activation": Activation(),
     "activation × unembedding": ActivationTimesUnembedding(),
     "gradient": Gradient(),
@@ -82,7 +82,7 @@ _ASKED_FOR = ("pope",)
 
 _NEED_GATES = ("paper (gate, no norm)",)
 
-_REFERENCES = ("total, vocabulary", "total, raw", "greedy, vocabulary", "contribution, no norm")
+_REFERENCES = ("total, vocabulary", "total, raw", "greedy, distribution", "contribution, no norm")
 """What is compared with the others by its effect alone."""
 
 

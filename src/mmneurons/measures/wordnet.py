@@ -11,6 +11,7 @@ from pathlib import Path
 __all__ = ["WordNet", "installed_folder"]
 
 _IS_A = ("@", "@i")
+_INSTANCE_OF = "@i"
 
 
 def installed_folder() -> Path:
@@ -67,11 +68,14 @@ class WordNet:
     def related(self, noun: str, senses: int = 2) -> frozenset[str]:
         """What a noun is, and is a kind of, all the way up: every word of these synsets, lower case, with blanks.
 
+        Named instances are left out: "grass" is no writer.
+
         Args:
             noun: a lemma, blanks allowed.
             senses: how many of its senses count, the most frequent first.
         """
-        waiting = list(self.index.get(noun.lower().replace(" ", "_"), ())[:senses])
+        own = self.index.get(noun.lower().replace(" ", "_"), ())[:senses]
+        waiting = [synset for synset in own if not self._names_an_instance(synset)]
         seen: set[int] = set()
         while waiting:
             synset = waiting.pop()
@@ -91,7 +95,13 @@ class WordNet:
         fields = self._fields(synset)
         return fields[4 : 4 + 2 * int(fields[3], 16) : 2]
 
-    def _parents(self, synset: int) -> list[int]:
+    def _pointers(self, synset: int) -> list[tuple[str, int]]:
         fields = self._fields(synset)
         pointers = fields[5 + 2 * int(fields[3], 16) :]
-        return [int(pointers[k + 1]) for k in range(0, len(pointers), 4) if pointers[k] in _IS_A]
+        return [(pointers[k], int(pointers[k + 1])) for k in range(0, len(pointers), 4) if pointers[k] in _IS_A]
+
+    def _parents(self, synset: int) -> list[int]:
+        return [above for _, above in self._pointers(synset)]
+
+    def _names_an_instance(self, synset: int) -> bool:
+        return any(kind == _INSTANCE_OF for kind, _ in self._pointers(synset))
