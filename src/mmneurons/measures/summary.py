@@ -175,8 +175,8 @@ def hallucination_table(captions: Mapping[str, Mentions], draws: int, seed: int)
     cells = tuple(Cell("captions", name, drawn.estimate(k), len(pictures)) for k, name in enumerate(names))
     note = (
         "Share of captions with an object that is not there; share of mentions of objects that are not there; share of "
-        "the objects that are there and said (Rohrbach et al. 2018). Only objects that the truth names somewhere, or the "
-        "80 of COCO, are looked for: others that a caption makes up are not counted."
+        "the objects that are there and said (Rohrbach et al. 2018). Only objects that the truth names somewhere, or "
+        "the 80 of COCO, are looked for: others that a caption makes up are not counted."
     )
     return Table("hallucination", "Hallucination: CHAIR of the model's captions", note, cells)
 
