@@ -3,6 +3,7 @@
 __all__ = [
     "AnatomyError",
     "DemoPartsMissingError",
+    "EditError",
     "ExtraMissingError",
     "MMNeuronsError",
     "ModelLoadError",
@@ -45,6 +46,12 @@ class AnatomyError(MMNeuronsError):
     """Where the neurons are was not found, or what was found failed its measurement."""
 
     page = "anatomy"
+
+
+class EditError(MMNeuronsError):
+    """An edit cannot be made, read, put in force or withdrawn as asked."""
+
+    page = "edit"
 
 
 class PictureError(MMNeuronsError):

@@ -1,0 +1,152 @@
+"""An edit: what is added to the output vectors of some neurons, how it came about, and which model it fits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmneurons.errors import OptionError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from os import PathLike
+
+    from mmneurons.vlm.model import VLM
+
+__all__ = ["Delta", "Edit"]
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """What is added to columns of one block: ``W[:, columns[k]] += weights[k] @ directions``.
+
+    Attributes:
+        block: their block.
+        columns: among those of the block, in ascending order, each once.
+        weights: how much of every direction each column gets, float32. The identity where each has its own.
+        directions: float32.
+    """
+
+    block: int
+    columns: Int[Tensor, "neurons"]
+    weights: Float[Tensor, "neurons rank"]
+    directions: Float[Tensor, "rank hidden"]
+
+    def __post_init__(self) -> None:
+        ordered = self.columns.tolist()
+        if not ordered or ordered != sorted(set(ordered)):
+            raise OptionError("The columns of a delta are in ascending order, each once, and there is at least one.")
+
+    @property
+    def vectors(self) -> Float[Tensor, "neurons hidden"]:
+        """What each column gets. Where each has its own direction, or all have one, no sum is rounded."""
+        return self.weights @ self.directions
+
+    @property
+    def own_directions(self) -> bool:
+        """Whether every column has a direction of its own."""
+        size = len(self.columns)
+        return self.weights.shape == (size, size) and torch.equal(self.weights, torch.eye(size))
+
+    @classmethod
+    def of_vectors(cls, block: int, columns: Int[Tensor, "neurons"], vectors: Float[Tensor, "neurons hidden"]) -> Delta:
+        """Columns with a direction of their own each."""
+        return cls(block, columns, torch.eye(len(columns)), vectors)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A set of output-vector changes, with the recipe, the model that it fits and what was measured.
+
+    Attributes:
+        deltas: one for a block, in the order of the blocks; none where only words are banned.
+        recipe: how it came about, as JSON has it: source, target, method, options, requests.
+        model: the model that it fits, as JSON has it: its name, class, and the fingerprint of its unedited weights.
+        measured: what was measured of it, as JSON has it.
+        converged: whether the solver got as far as it was asked to.
+        banned: token sequences that generation must not say; a rival of edits, not one.
+    """
+
+    deltas: tuple[Delta, ...]
+    recipe: Mapping[str, object]
+    model: Mapping[str, object]
+    measured: Mapping[str, object] = field(default_factory=dict)
+    converged: bool = True
+    banned: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        blocks = [delta.block for delta in self.deltas]
+        if blocks != sorted(set(blocks)):
+            raise OptionError("The deltas of an edit are one for a block, in the order of the blocks.")
+
+    @property
+    def edit_id(self) -> str:
+        """32 hex digits that tell this edit's changes from others: of the same changes of the same model the same."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([self.model.get("fingerprint"), self.banned]).encode())
+        for delta in self.deltas:
+            digest.update(f"{delta.block} {tuple(delta.weights.shape)}".encode())
+            for tensor in (delta.columns.long(), delta.weights, delta.directions):
+                digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
+
+    @property
+    def neurons(self) -> tuple[tuple[int, int], ...]:
+        """Block and column of every neuron that is changed."""
+        return tuple((delta.block, column) for delta in self.deltas for column in delta.columns.tolist())
+
+    def on(self, vlm: VLM, force: bool = False) -> AbstractContextManager[None]:
+        """Have the edit in force while the block runs; afterwards every bit is as it was: ``edits.stack``."""
+        from mmneurons.edits.stack import applied
+
+        return applied(vlm, self, force)
+
+    def apply(self, vlm: VLM, force: bool = False) -> None:
+        """Put the edit into the model's weights, until it is reverted. See ``mmneurons.edits.stack.apply``."""
+        from mmneurons.edits.stack import apply
+
+        apply(vlm, self, force)
+
+    def revert(self, vlm: VLM) -> None:
+        """Take the edit out of the model's weights. See ``mmneurons.edits.stack.revert``."""
+        from mmneurons.edits.stack import revert
+
+        revert(vlm, self)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write one safetensors file. See ``mmneurons.edits.file``."""
+        from mmneurons.edits.file import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Edit:
+        """Read a file that ``save`` wrote. See ``mmneurons.edits.file``."""
+        from mmneurons.edits.file import load
+
+        return load(path)
+
+    def to_peft(self, folder: str | PathLike[str], vlm: VLM) -> None:
+        """Write a LoRA adapter that peft loads. See ``mmneurons.edits.peft``."""
+        from mmneurons.edits.peft import to_peft
+
+        to_peft(self, vlm, folder)
+
+    def merge(self, vlm: VLM, folder: str | PathLike[str]) -> None:
+        """Write a whole checkpoint with the edit in its weights. See ``mmneurons.edits.checkpoint``."""
+        from mmneurons.edits.checkpoint import merge
+
+        merge(self, vlm, folder)
+
+    def __repr__(self) -> str:
+        source, to = self.recipe.get("source"), self.recipe.get("to")
+        what = f"{source!r} → {to!r}" if to is not None else f"without {source!r}"
+        where = f"{len(self.neurons)} neurons of {len(self.deltas)} blocks" if self.deltas else "banned words"
+        return f"Edit({what}, {self.recipe.get('method')}, {where}{'' if self.converged else ', not converged'})"
