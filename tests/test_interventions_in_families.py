@@ -215,3 +215,18 @@ def test_wrong_options_are_told():
         for make in (lambda own: zeroed(vlm, own), lambda own: scaled(vlm, own, 0.5), lambda own: noisy(vlm, own)):
             with pytest.raises(AnatomyError), make(places):
                 pass
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl_moe", "llama4"])
+def test_experts_whose_weights_are_elsewhere_are_held_likewise(name):
+    from accelerate import cpu_offload
+
+    here, away = Studied(name), Studied(name)
+    cpu_offload(away.model, execution_device=torch.device("cpu"))
+    torch.testing.assert_close(away.forward(), here.forward(), rtol=1e-5, atol=1e-5)
+    with zeroed(here.vlm, here.neurons), zeroed(away.vlm, here.neurons):
+        expected = here.forward()
+        torch.testing.assert_close(away.forward(), expected, rtol=1e-4, atol=1e-4)
+    assert float((expected - here.forward()).abs().max()) > 1e-2
+    again = mmn.record(away.vlm, inputs=away.inputs, max_new_tokens=3)
+    torch.testing.assert_close(again.activations, here.recording.activations, rtol=1e-4, atol=1e-5)

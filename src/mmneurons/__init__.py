@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mmneurons import demo as demo
     from mmneurons import runs as runs
+    from mmneurons.edits.edit import Edit as Edit
+    from mmneurons.edits.make import edit as edit
     from mmneurons.engines.local import run as run
     from mmneurons.errors import MMNeuronsError as MMNeuronsError
     from mmneurons.exactness import check_neurons as check_neurons
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "Anatomy": "vlm.anatomy",
+    "Edit": "edits.edit",
     "Finding": "finding",
     "Heatmap": "heatmaps",
     "MMNeuronsError": "errors",
@@ -41,6 +44,7 @@ _PLACES = {
     "caption": "recordings",
     "check_neurons": "exactness",
     "completeness": "exactness",
+    "edit": "edits.make",
     "find": "finding",
     "load": "vlm.loading",
     "record": "recordings",
@@ -52,6 +56,7 @@ __all__ = [
     "PRESETS",
     "VLM",
     "Anatomy",
+    "Edit",
     "Finding",
     "Heatmap",
     "MMNeuronsError",
@@ -64,6 +69,7 @@ __all__ = [
     "check_neurons",
     "completeness",
     "demo",
+    "edit",
     "find",
     "load",
     "record",

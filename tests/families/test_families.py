@@ -13,7 +13,8 @@ from mmneurons.interventions import zeroed
 from mmneurons.vlm.decoding import family_of
 from mmneurons.vlm.derivatives import caption_derivatives
 from mmneurons.vlm.inputs import check_inputs
-from mmneurons.vlm.recording import record_generation
+from mmneurons.vlm.recording import record_forced, record_generation
+from mmneurons.vlm.upper import Added, Said, upper
 
 pytestmark = pytest.mark.families
 
@@ -83,8 +84,6 @@ def test_scores_are_what_the_logit_loses_without_a_neuron(case, recording):
 
 
 def test_a_forward_without_a_cache_sees_the_same(case, recording):
-    from mmneurons.vlm.recording import record_forced
-
     _, vlm = case
     forced = record_forced(vlm, recording.request, recording.token_ids.tolist())
     for name in ("activations", "logits", "entry", "writes", "statistics", "factors", "stream"):
@@ -234,3 +233,105 @@ def test_derivatives_against_the_cache_are_those_of_the_whole_sequence(case, rec
     unrouted = recording.activations[step] == 0
     assert float(total.values[unrouted].abs().sum()) == 0
     assert hooks(vlm.model) == case[0].hooks
+
+
+def _weights_with(vlm, added):
+    """A state dict's changed tensors, W[:, i] + δ by hand."""
+    changed = {}
+    for own in added:
+        for site in vlm.anatomy.blocks[own.block].sites:
+            module = vlm.model.get_submodule(site.module)
+            weight = module.get_parameter(site.parameter).detach().clone()
+            for column, vector in zip(own.columns.tolist(), own.vectors.detach(), strict=True):
+                unit = column - site.start
+                if not 0 <= unit < site.width:
+                    continue
+                if site.experts is None and site.transposed:
+                    weight[unit] += vector
+                elif site.experts is None:
+                    weight[:, unit] += vector
+                else:
+                    expert, place = divmod(unit, site.experts.width)
+                    if site.experts.transposed:
+                        weight[expert, place] += vector
+                    else:
+                        weight[expert, :, place] += vector
+            changed[f"{site.module}.{site.parameter}"] = weight
+    return changed
+
+
+def test_the_upper_part_gives_what_the_whole_model_gives(case, recording):
+    made, vlm = case
+    lowest = len(vlm.anatomy.blocks) - 2
+    ids = tuple(recording.token_ids.tolist())
+    said = [Said(recording.request, ids, (0, 3)), Said(recording.request, ids[:4], (2,))]
+    above = upper(vlm, said, lowest)
+    plain = recording.logits[[0, 3, 2]]
+    scale = float(plain[plain > -1e30].abs().max())
+    torch.testing.assert_close(above.logits().cpu(), plain, rtol=1e-3, atol=1e-4 * scale)
+    generator = torch.Generator().manual_seed(1)
+    added = []
+    for block in (lowest, lowest + 1):
+        width = vlm.anatomy.blocks[block].width
+        columns = torch.randperm(width, generator=generator)[:12].sort().values
+        vectors = torch.randn(len(columns), vlm.anatomy.hidden, generator=generator).requires_grad_()
+        added.append(Added(block, columns, vectors))
+    seen = above.logits(added)
+    weights = _weights_with(vlm, added)
+    kept = {name: vlm.model.get_parameter(name).detach().clone() for name in weights}
+    chosen = (torch.arange(3), torch.tensor([17, 23, 29]))
+    slopes = torch.autograd.grad(seen[chosen].sum(), [own.vectors for own in added])
+    try:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                vlm.model.get_parameter(name).copy_(weight)
+        again = record_forced(vlm, recording.request, ids).logits
+    finally:
+        with torch.no_grad():
+            for name, weight in kept.items():
+                vlm.model.get_parameter(name).copy_(weight)
+    expected = again[[0, 3, 2]]
+    assert (expected - plain)[plain > -1e30].abs().max() > 1e-3 * scale
+    torch.testing.assert_close(seen.detach().cpu(), expected, rtol=1e-3, atol=1e-4 * scale)
+    # along a line the derivative is what the whole model's logits change by
+    ways = [torch.randn(own.vectors.shape, generator=generator) for own in added]
+    step = 1e-2
+    ends = []
+    for sign in (1, -1):
+        moved = [
+            Added(own.block, own.columns, own.vectors.detach() + sign * step * way)
+            for own, way in zip(added, ways, strict=True)
+        ]
+        ends.append(float(above.logits(moved)[chosen].double().sum()))
+    claimed = sum(float((slope * way).sum()) for slope, way in zip(slopes, ways, strict=True))
+    measured = (ends[0] - ends[1]) / (2 * step)
+    assert claimed == pytest.approx(measured, rel=0.03, abs=2e-3 * scale)
+    assert all(weight.grad is None for weight in made.model.parameters())
+    assert hooks(made.model) == made.hooks
+    assert not any("forward" in module.__dict__ for module in made.model.modules())
+
+
+WHOLE: frozenset[str] = frozenset()
+"""Families of which nothing can be left out."""
+
+
+def test_what_lies_below_is_not_run_again(case, recording, request):
+    made, vlm = case
+    lowest = len(vlm.anatomy.blocks) - 1
+    ids = tuple(recording.token_ids.tolist())
+    above = upper(vlm, [Said(recording.request, ids, (1,))], lowest)
+    ran: list[str] = []
+    sites = {site.module for block in vlm.anatomy.blocks for site in block.sites}
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in made.model.named_modules()
+        if name in sites
+    ]
+    try:
+        above.logits()
+    finally:
+        for handle in handles:
+            handle.remove()
+    own = {site.module for site in vlm.anatomy.blocks[lowest].sites}
+    assert above.whole == (request.node.callspec.params["case"] in WHOLE)
+    assert above.whole or set(ran) == own

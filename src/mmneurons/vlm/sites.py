@@ -117,6 +117,14 @@ def expert_activations(
     Raises:
         AnatomyError: they are called in another way than their kind is known for.
     """
+    # what listens runs before accelerate has fetched the weights, or after it has put them away again
+    with fetched(module):
+        return _expert_activations(module, site, given, positions)
+
+
+def _expert_activations(
+    module: nn.Module, site: WriteSite, given: Sequence[Tensor], positions: Int[Tensor, "positions"]
+) -> Float[Tensor, "positions width"]:
     experts = site.experts
     assert experts is not None
     if experts.layout == "sorted":

@@ -1,0 +1,355 @@
+"""Edits by gradient descent on what is added to columns.
+
+Over the requests (means over them, maxima over a request's target tokens j), after FiNE (Pan et al., ICLR 2025), with a
+keep set:
+
+    L = max_j NLL(target_j) + α·KL(before ‖ after, earlier positions) + κ·KL(before ‖ after, keep set)
+        + β·max_j −log(1 − p(target_j again, right after)) + γ·‖δ‖
+
+To have a word not said, the first term is KL to the unedited distribution without the word's first tokens, the rest
+renormalised. Adam, until every wanted token has p ≥ 0.9 with the weights rounded to the model's dtype.
+
+Only what lies above the lowest edited write site is run, see ``mmneurons.vlm.upper``.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mmneurons.edits.edit import Delta
+from mmneurons.edits.least_squares import LeastSquares
+from mmneurons.edits.neurons import best_neurons, by_block
+from mmneurons.edits.solution import Solution, live, reached, settings
+from mmneurons.edits.task import Kept, Task, Want, ids_of
+from mmneurons.errors import OptionError
+from mmneurons.options import check_whole
+from mmneurons.vlm.sites import columns as columns_of
+from mmneurons.vlm.upper import Added, Said, Upper, upper
+
+__all__ = ["FineTune", "Learned", "LoRA", "Refined"]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A change of a few columns, learned from nothing.
+
+    Attributes:
+        k: how many neurons are edited.
+        finder: what chooses them, by its score for the word, summed over the requests.
+        skip_last: how many blocks at the end are left out.
+        steps: of Adam, at most.
+        rate: its step, as a share of the mean length of a column.
+        earlier: α, of the captions that say the word, before it.
+        keep: κ, of the keep set.
+        repeat: β.
+        size: γ.
+        kept_at_once: how many captions of the keep set each step looks at, drawn anew.
+        seed: of these draws.
+    """
+
+    k: int = 10
+    finder: str = "contribution"
+    skip_last: int = 0
+    steps: int = 50
+    rate: float = 0.1
+    earlier: float = 1.0
+    keep: float = 1.0
+    repeat: float = 0.1
+    size: float = 0.001
+    kept_at_once: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("k", self.k)
+        _check(self.steps, self.rate, self.kept_at_once)
+
+    def __call__(self, task: Task) -> Solution:
+        """Learn.
+
+        Raises:
+            OptionError: there are not so many neurons.
+        """
+        places = best_neurons(task, self.finder, self.k, self.skip_last)
+        start = [
+            Delta.of_vectors(block, columns, torch.zeros(len(columns), task.vlm.anatomy.hidden))
+            for block, columns in by_block(places)
+        ]
+        weights = _Weights(self.earlier, self.keep, self.repeat, self.size)
+        deltas = descend(task, start, False, weights, self.steps, self.rate, self.kept_at_once, self.seed)
+        return Solution(deltas, settings(self))
+
+
+@dataclass(frozen=True)
+class Refined:
+    """An edit by least squares, then some steps of learning from there: how much each column writes, and what.
+
+    Attributes:
+        margin: of the least squares.
+        steps: of Adam, at most.
+        rate: its step, as a share of the mean length of a column.
+        keep: κ, and α.
+        repeat: β.
+        kept_at_once: how many captions of the keep set each step looks at.
+        seed: of these draws.
+    """
+
+    margin: float = 20.0
+    steps: int = 20
+    rate: float = 0.01
+    keep: float = 5.0
+    repeat: float = 0.1
+    kept_at_once: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.rate, self.kept_at_once)
+
+    def __call__(self, task: Task) -> Solution:
+        """Solve, then learn.
+
+        Raises:
+            OptionError: as in ``LeastSquares``.
+        """
+        first = LeastSquares(margin=self.margin)(task)
+        weights = _Weights(self.keep, self.keep, self.repeat, 0.0)
+        deltas = descend(
+            task, first.deltas, True, weights, self.steps, self.rate, self.kept_at_once, self.seed, stop=False
+        )
+        return Solution(deltas, settings(self))
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """A rival: the same columns as ``Learned``, or all of some blocks, with nothing that holds them back.
+
+    Attributes:
+        k: how many neurons; None for all of ``blocks``.
+        finder: what chooses them.
+        blocks: where all columns are tuned, with ``k=None``.
+        steps: of Adam, at most.
+        rate: its step, as a share of the mean length of a column.
+    """
+
+    k: int | None = 10
+    finder: str = "contribution"
+    blocks: tuple[int, ...] = (-1,)
+    steps: int = 50
+    rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.k is not None:
+            check_whole("k", self.k)
+        _check(self.steps, self.rate, 1)
+
+    def __call__(self, task: Task) -> Solution:
+        """Learn."""
+        anatomy = task.vlm.anatomy
+        if self.k is None:
+            chosen = sorted({block % len(anatomy.blocks) for block in self.blocks})
+            places = [(block, column) for block in chosen for column in range(anatomy.blocks[block].width)]
+        else:
+            places = best_neurons(task, self.finder, self.k)
+        start = [
+            Delta.of_vectors(block, columns, torch.zeros(len(columns), anatomy.hidden))
+            for block, columns in by_block(places)
+        ]
+        deltas = descend(task, start, False, _Weights(0, 0, 0, 0), self.steps, self.rate, 1, 0)
+        return Solution(deltas, settings(self))
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """A rival: a low-rank change of the write sites of some blocks, with nothing that holds it back but ``keep``.
+
+    Attributes:
+        rank: of the change.
+        blocks: where; negative ones from the end.
+        steps: of Adam, at most.
+        rate: its step, as a share of the mean length of a column.
+        keep: κ, and α; 0 as it is usually done.
+        seed: of the first factors.
+    """
+
+    rank: int = 4
+    blocks: tuple[int, ...] = (-4, -3, -2, -1)
+    steps: int = 50
+    rate: float = 0.1
+    keep: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole("rank", self.rank)
+        _check(self.steps, self.rate, 1)
+
+    def __call__(self, task: Task) -> Solution:
+        """Learn."""
+        anatomy = task.vlm.anatomy
+        draw = torch.Generator().manual_seed(self.seed)
+        start = []
+        for block in sorted({block % len(anatomy.blocks) for block in self.blocks}):
+            width = anatomy.blocks[block].width
+            factors = torch.randn(width, self.rank, generator=draw) / width**0.5
+            start.append(Delta(block, torch.arange(width), factors, torch.zeros(self.rank, anatomy.hidden)))
+        weights = _Weights(self.keep, self.keep, 0, 0)
+        deltas = descend(task, start, True, weights, self.steps, self.rate, 8, self.seed)
+        return Solution(deltas, settings(self))
+
+
+def _check(steps: int, rate: float, kept_at_once: int) -> None:
+    check_whole("steps", steps)
+    check_whole("kept_at_once", kept_at_once)
+    if not rate > 0:
+        raise OptionError(f"rate={rate!r} is not possible: it is a number above 0.")
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """Of the terms of the loss: α, κ, β, γ."""
+
+    earlier: float
+    keep: float
+    repeat: float
+    size: float
+
+
+def descend(
+    task: Task,
+    start: Sequence[Delta],
+    both: bool,
+    weights: _Weights,
+    steps: int,
+    rate: float,
+    kept_at_once: int,
+    seed: int,
+    stop: bool = True,
+) -> tuple[Delta, ...]:
+    """Adam on the directions of deltas, and with ``both`` on how much of them every column writes.
+
+    Args:
+        task: what is asked.
+        start: where it begins.
+        both: whether the weights of the directions are learned, too.
+        weights: of the loss.
+        steps: at most.
+        rate: the step, as a share of the mean length of a column.
+        kept_at_once: how many captions of the keep set a step looks at.
+        seed: of these draws.
+        stop: whether to stop as soon as every wanted token has p ≥ 0.9.
+    """
+    vlm = task.vlm
+    lowest = min(delta.block for delta in start)
+    wanted = upper(vlm, [_with_next(want) for want in task.wants], lowest)
+    plain = upper(vlm, task.said(), lowest)
+    own = [kept for kept in task.kept if kept.own and kept.steps] if weights.earlier else []
+    others = [kept for kept in task.kept if not kept.own and kept.steps] if weights.keep else []
+    groups = []
+    for weight, kept in ((weights.earlier, own), (weights.keep, others)):
+        for part in _chunks(kept, kept_at_once):
+            said = [Said(one.recording.request, ids_of(one.recording), one.steps) for one in part]
+            groups.append((weight, part, upper(vlm, said, lowest)))
+    draw = random.Random(seed)
+    length = {delta.block: _mean_length(task, delta) for delta in start}
+    parameters = []
+    shown = []
+    for delta in start:
+        directions = delta.directions.clone().to(vlm.device).requires_grad_()
+        factors = delta.weights.clone().to(vlm.device).requires_grad_(both)
+        shown.append((delta, factors, directions))
+        parameters.append({"params": [directions], "lr": rate * length[delta.block] / max(1.0, _per_unit(delta))})
+        if both:
+            parameters.append({"params": [factors], "lr": rate * float(factors.detach().abs().mean().clamp_min(1e-6))})
+    adam = torch.optim.Adam(parameters)
+    for _ in range(steps):
+        deltas = tuple(replace(d, weights=f.detach().cpu(), directions=v.detach().cpu()) for d, f, v in shown)
+        if stop and all(reached(task, plain, live(vlm, deltas))):
+            break
+        adam.zero_grad()
+        for loss in _losses(task, wanted, groups, shown, weights, draw):
+            loss.backward()
+        adam.step()
+    return tuple(replace(d, weights=f.detach().cpu(), directions=v.detach().cpu()) for d, f, v in shown)
+
+
+Shown = Sequence[tuple[Delta, Tensor, Tensor]]
+
+
+def _added(shown: Shown) -> list[Added]:
+    return [Added(delta.block, delta.columns, factors @ directions) for delta, factors, directions in shown]
+
+
+def _losses(
+    task: Task,
+    wanted: Upper,
+    groups: Sequence[tuple[float, Sequence[Kept], Upper]],
+    shown: Shown,
+    weights: _Weights,
+    draw: random.Random,
+) -> list[Tensor]:
+    """The terms of the loss, each with a graph of its own."""
+    logits = wanted.logits(_added(shown)).log_softmax(-1)
+    first = torch.tensor([len(_with_next(want).steps) for want in task.wants]).cumsum(0).tolist()
+    losses: dict[int, list[Tensor]] = {}
+    repeats: dict[int, list[Tensor]] = {}
+    for want, begin, end in zip(task.wants, [0, *first], first, strict=False):
+        key = id(want.recording)
+        losses.setdefault(key, []).append(_loss_of(want, logits[begin]))
+        if end - begin > 1 and want.target is not None:
+            again = logits[begin + 1, want.target].exp()
+            repeats.setdefault(key, []).append(-torch.log((1 - again).clamp_min(1e-6)))
+    terms = torch.stack([torch.stack(own).max() for own in losses.values()]).mean()
+    if weights.repeat and repeats:
+        terms = terms + weights.repeat * torch.stack([torch.stack(own).max() for own in repeats.values()]).mean()
+    if weights.size:
+        terms = terms + weights.size * torch.cat([own.vectors.flatten() for own in _added(shown)]).norm()
+    found = [terms]
+    by_weight: dict[float, list[tuple[Sequence[Kept], Upper]]] = {}
+    for weight, kept, above in groups:
+        by_weight.setdefault(weight, []).append((kept, above))
+    for weight, choices in by_weight.items():
+        kept, above = draw.choice(choices)
+        after = above.logits(_added(shown)).log_softmax(-1)
+        before = torch.cat([one.recording.logits[list(one.steps)] for one in kept]).to(after).log_softmax(-1)
+        found.append(weight * (before.exp() * (before - after)).sum(-1).mean())
+    return found
+
+
+def _loss_of(want: Want, after: Float[Tensor, "vocabulary"]) -> Float[Tensor, ""]:
+    """What is lost at one step; ``after`` are log p."""
+    if want.target is not None:
+        return -after[want.target]
+    before = want.recording.logits[want.step].to(after)
+    before[list(want.sources)] = -float("inf")
+    before = before.log_softmax(-1)
+    there = before > -float("inf")
+    return (before[there].exp() * (before[there] - after[there])).sum()
+
+
+def _with_next(want: Want) -> Said:
+    """The step, and the one right after it where the target could be said again."""
+    following = want.step + 1 < len(want.recording) and want.target is not None
+    steps = (want.step, want.step + 1) if following else (want.step,)
+    return Said(want.recording.request, ids_of(want.recording), steps)
+
+
+def _chunks(kept: Sequence[Kept], size: int) -> list[Sequence[Kept]]:
+    return [kept[start : start + size] for start in range(0, len(kept), size)]
+
+
+def _mean_length(task: Task, delta: Delta) -> float:
+    """The mean length of the columns that are edited, a few of them."""
+    lengths = []
+    for column in delta.columns[:: max(1, len(delta.columns) // 32)].tolist():
+        site = task.vlm.anatomy.site(delta.block, column)
+        lengths.append(float(columns_of(task.vlm.model, site, [column - site.start]).norm()))
+    return sum(lengths) / len(lengths)
+
+
+def _per_unit(delta: Delta) -> float:
+    """How much of a direction the columns write together."""
+    return float(delta.weights.square().sum(0).sqrt().mean())

@@ -1,0 +1,70 @@
+"""What a solver gives, and how it is tried out before any weight is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mmneurons.edits.edit import Delta
+from mmneurons.edits.task import Task
+from mmneurons.vlm.model import VLM
+from mmneurons.vlm.sites import dtype, weight
+from mmneurons.vlm.upper import Added, Upper
+
+__all__ = ["Solution", "live", "margins", "reached", "settings"]
+
+SURE = 0.9
+"""The probability that a wanted token has to have."""
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What a solver found.
+
+    Attributes:
+        deltas: one for a block, in the order of the blocks.
+        options: the solver's settings, as JSON has them.
+        banned: token sequences that generation must not say.
+    """
+
+    deltas: tuple[Delta, ...]
+    options: Mapping[str, object]
+    banned: tuple[tuple[int, ...], ...] = ()
+
+
+def live(vlm: VLM, deltas: Sequence[Delta]) -> list[Added]:
+    """What deltas add once the weights are rounded to the model's dtype."""
+    added = []
+    for delta in deltas:
+        vectors = delta.vectors.clone()
+        for site in vlm.anatomy.blocks[delta.block].sites:
+            inside = (delta.columns >= site.start) & (delta.columns < site.start + site.width)
+            if not bool(inside.any()) or dtype(vlm.model, site).itemsize >= 4:
+                continue
+            base = weight(vlm.model, site)[:, delta.columns[inside] - site.start].float().cpu().T
+            vectors[inside] = (base + vectors[inside]).to(dtype(vlm.model, site)).float() - base
+        added.append(Added(delta.block, delta.columns, vectors.to(vlm.device)))
+    return added
+
+
+def margins(task: Task, above: Upper, added: Sequence[Added]) -> list[float]:
+    """By how much every wanted token is ahead of the others, with something added."""
+    logits = above.logits(added).cpu()
+    return [want.margin(own) for want, own in zip(task.wants, logits, strict=True)]
+
+
+def reached(task: Task, above: Upper, added: Sequence[Added]) -> list[bool]:
+    """Whether every wanted token has a probability of 0.9 or more; a word not to be said one of 0.1 or less."""
+    found = []
+    for want, own in zip(task.wants, above.logits(added).cpu(), strict=True):
+        p = own.softmax(-1)
+        if want.target is None:
+            found.append(float(p[list(want.sources)].sum()) <= 1 - SURE)
+        else:
+            found.append(float(p[want.target]) >= SURE)
+    return found
+
+
+def settings(solver: object) -> Mapping[str, object]:
+    """A solver's options, as JSON has them."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(solver).items()}

@@ -1,0 +1,312 @@
+"""What an edit is asked for: where words are to change, into what, and what must stay as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mmneurons.edits.forms import Form, forms_of, matching
+from mmneurons.english import are_forms, fold
+from mmneurons.errors import EditError, RecordingError
+from mmneurons.recordings import read, spell
+from mmneurons.vlm.model import VLM
+from mmneurons.vlm.recording import Keep, Recording, record_forced
+from mmneurons.vlm.upper import Said
+from mmneurons.words import Word, find_words, stands_in
+
+__all__ = ["Kept", "Swap", "Task", "Want", "check_words", "make_task", "says"]
+
+
+@dataclass(frozen=True, eq=False)
+class Want:
+    """One step at which the model is to say another token.
+
+    Attributes:
+        recording: of a caption up to the word, and of what is to take its place.
+        step: of it.
+        target: the token that is wanted; None where the word is only not to be said.
+        sources: the tokens that are not to be said: first tokens of the word's spellings, and what the model says now.
+    """
+
+    recording: Recording
+    step: int
+    target: int | None
+    sources: tuple[int, ...]
+
+    def margin(self, logits: Float[Tensor, "vocabulary"]) -> float:
+        """By how much the best token that may be said is before the best that may not; negative where it is not."""
+        if self.target is None:
+            banned = logits[list(self.sources)].max()
+            others = logits.clone()
+            others[list(self.sources)] = -float("inf")
+            return float(others.max() - banned)
+        others = logits.clone()
+        others[self.target] = -float("inf")
+        return float(logits[self.target] - others.max())
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Steps of a caption that must stay as they are.
+
+    Attributes:
+        recording: of the caption.
+        steps: of it.
+        own: whether the caption says the word, and these steps lie before it or behind what takes its place.
+    """
+
+    recording: Recording
+    steps: tuple[int, ...]
+    own: bool = False
+
+
+@dataclass(frozen=True)
+class Swap:
+    """What is to be said instead of what.
+
+    Attributes:
+        source: the word.
+        to: what takes its place; None where it is only not to be said.
+        inflections: whether forms of the word are meant, too.
+    """
+
+    source: str
+    to: str | None
+    inflections: bool = True
+
+    @property
+    def forms(self) -> tuple[Form, ...]:
+        """Of the word."""
+        return forms_of(self.source, self.inflections)
+
+    def instead_of(self, form: str, plural: bool) -> str:
+        """What takes the place of a form of the word."""
+        assert self.to is not None
+        return matching(form, plural, forms_of(self.to, self.inflections))
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What an edit has to do.
+
+    Attributes:
+        vlm: the model.
+        swap: what is to be said instead of what.
+        wants: where.
+        kept: what must stay.
+        notes: what was left out of the request, and why.
+    """
+
+    vlm: VLM
+    swap: Swap
+    wants: tuple[Want, ...]
+    kept: tuple[Kept, ...]
+    notes: tuple[str, ...] = ()
+
+    def said(self) -> list[Said]:
+        """The sequences of what is wanted, a step each, in their order."""
+        return [Said(want.recording.request, ids_of(want.recording), (want.step,)) for want in self.wants]
+
+    def kept_said(self) -> list[Said]:
+        """The sequences that must stay."""
+        return [Said(kept.recording.request, ids_of(kept.recording), kept.steps) for kept in self.kept if kept.steps]
+
+
+def ids_of(recording: Recording) -> tuple[int, ...]:
+    """What a recording says."""
+    return tuple(recording.token_ids.tolist())
+
+
+def says(recording: Recording, word: str) -> bool:
+    """Whether a caption says a word, or a form of it."""
+    return stands_in(recording.caption, len(recording.request.prefix), word)
+
+
+def check_words(vlm: VLM, swap: Swap) -> None:
+    """Refuse a request that cannot be met, before anything is run.
+
+    Raises:
+        EditError: the model cannot write, the word or what is to take its place is blank, or both are the same word.
+    """
+    tokenizer = getattr(vlm.processor, "tokenizer", None)
+    if tokenizer is None:
+        raise EditError("Words can only be edited in a model with a processor. Pass mmn.wrap(model, processor).")
+    for name, text in (("source", swap.source), ("to", swap.to)):
+        if text is None:
+            continue
+        if not text.strip():
+            raise EditError(f"{name}={text!r} is empty. To have a word not said at all, pass to=None.")
+        ids = tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"]
+        silent = {*tokenizer.all_special_ids, vlm.image_token_id}
+        if tokenizer.unk_token_id is not None:
+            silent.add(tokenizer.unk_token_id)
+        if not ids or silent.intersection(ids) or fold(text.strip()) not in fold(tokenizer.decode(ids)):
+            raise EditError(
+                f"{name}={text!r} cannot be said by this model: its tokens are no text. Choose other words."
+            )
+    if swap.to is not None and _same(swap.source, swap.to):
+        raise EditError(f"{swap.to!r} is {swap.source!r} itself, or a form of it: there is nothing to change.")
+
+
+def _same(one: str, other: str) -> bool:
+    *rest, last = fold(one.strip()).split()
+    *others, final = fold(other.strip()).split()
+    return rest == others and are_forms(last, final)
+
+
+def make_task(
+    vlm: VLM, swap: Swap, sources: Sequence[tuple[Recording, Word | None]], keep: Sequence[Recording]
+) -> Task:
+    """Lay out where tokens are to change and where not.
+
+    For every occurrence the caption is run again as it is to be: up to the word as it was said, then what takes its
+    place. Where ``inflections`` are meant, so is the other number, if the model would say it: "two" in front of it.
+
+    Args:
+        vlm: the model, unedited.
+        swap: what is to be said instead of what.
+        sources: captions that say the word; each with one occurrence, or None for all of them.
+        keep: captions that do not.
+
+    Raises:
+        EditError: no caption says the word in a way that can be changed, or one that must stay says it.
+    """
+    if wrong := [recording.caption for recording in keep if says(recording, swap.source)]:
+        raise EditError(
+            f"What must stay as it is says {swap.source!r}: {wrong[0]!r}. Leave such pictures out of keep; they are "
+            "examples of what is to change."
+        )
+    spelled = _first_tokens(vlm, swap)
+    wants: list[Want] = []
+    kept: list[Kept] = []
+    notes: list[str] = []
+    seen: set[tuple[tuple[int, ...], int | None, int]] = set()
+    for recording, one in sources:
+        words = [one] if one is not None else _occurrences(recording, swap)
+        for word in words:
+            for variant, own in (recording, word), *_other_number(vlm, recording, word, swap):
+                try:
+                    found, rest = _wants(vlm, variant, own, swap, spelled)
+                except RecordingError as error:
+                    notes.append(f"{variant.caption!r} was left out: {error}")
+                    continue
+                wants += found
+                kept += rest
+        if words:
+            kept.append(_before(recording, min(word.steps[0] for word in words), spelled))
+    for recording in keep:
+        steps = tuple(step for step, token in enumerate(recording.token_ids.tolist()) if token not in spelled)
+        kept.append(Kept(recording, steps))
+    unique = []
+    for want in wants:
+        key = (ids_of(want.recording)[: want.step], want.target, id(want.recording.request))
+        if key not in seen:
+            seen.add(key)
+            unique.append(want)
+    if not unique:
+        raise EditError(
+            f"No caption says {swap.source!r}, so there is nothing to learn from. Pass pictures whose captions say it: "
+            "mmn.caption(vlm, picture) shows what they say."
+        )
+    return Task(vlm, swap, tuple(unique), tuple(one for one in kept if one.steps), tuple(notes))
+
+
+def _occurrences(recording: Recording, swap: Swap) -> list[Word]:
+    if not says(recording, swap.source):
+        return []
+    names = [form.text for form in swap.forms if stands_in(recording.caption, len(recording.request.prefix), form.text)]
+    found = find_words(recording.caption, len(recording.request.prefix), recording.spans, names)
+    return list({word.start: word for word in found}.values())
+
+
+def _first_tokens(vlm: VLM, swap: Swap) -> frozenset[int]:
+    """The first tokens of the word's spellings: its forms, with and without a capital, behind a blank."""
+    tokenizer = getattr(vlm.processor, "tokenizer", None)
+    assert tokenizer is not None
+    texts = {form.text for form in swap.forms}
+    texts |= {text[:1].upper() + text[1:] for text in texts}
+    return frozenset(tokenizer(f" {text}", add_special_tokens=False)["input_ids"][0] for text in texts)
+
+
+def _before(recording: Recording, step: int, spelled: frozenset[int]) -> Kept:
+    ids = recording.token_ids.tolist()
+    return Kept(recording, tuple(k for k in range(step) if ids[k] not in spelled), own=True)
+
+
+def _wants(
+    vlm: VLM, recording: Recording, word: Word, swap: Swap, spelled: frozenset[int]
+) -> tuple[list[Want], list[Kept]]:
+    """The steps of one occurrence that are to change, and what follows, which must stay as it would be then."""
+    ids = ids_of(recording)
+    first = word.steps[0]
+    if swap.to is None:
+        return [Want(recording, first, None, tuple({*spelled, ids[first]}))], []
+    shift = len(recording.request.prefix)
+    plural = _is_plural(word.surface, swap)
+    target = swap.instead_of(word.surface, plural)
+    text = recording.caption
+    swapped = text[shift : word.start] + target
+    new = tuple(spell(vlm, recording.request, swapped))
+    if new[:first] != ids[:first] or len(new) <= first:
+        raise RecordingError(f"{target!r} cannot be spelled there without changing tokens before it.")
+    behind = ids[word.steps[-1] + 1 :]
+    whole = read(vlm, record_forced(vlm, recording.request, (*new, *behind), _LEAN))
+    wants = []
+    for step in range(first, len(new)):
+        now = int(whole.logits[step].argmax())
+        old = {ids[step]} if step == first else set()
+        if new[step] != now or step == first:
+            wants.append(Want(whole, step, new[step], tuple(({*old, now} | set(spelled)) - {new[step]})))
+    wants = [want for want in wants if want.target not in want.sources]
+    later = tuple(step for step in range(len(new), len(whole)) if int(whole.logits[step].argmax()) not in spelled)
+    return wants, [Kept(whole, later, own=True)]
+
+
+_LEAN = Keep(image_budget=0)
+
+
+def _is_plural(surface: str, swap: Swap) -> bool:
+    own = fold(surface)
+    return next((form.plural for form in swap.forms if fold(form.text) == own), False)
+
+
+_SEVERAL = {"a": "two", "an": "two", "one": "two", "the": "two"}
+
+
+def _other_number(vlm: VLM, recording: Recording, word: Word, swap: Swap) -> Iterator[tuple[Recording, Word]]:
+    """The same caption with the word in the plural, where the model says the plural behind "two"."""
+    other = next((form for form in swap.forms if form.plural), None)
+    if not swap.inflections or other is None or _is_plural(word.surface, swap):
+        return
+    shift = len(recording.request.prefix)
+    before = recording.caption[shift : word.start].rstrip()
+    head, _, article = before.rpartition(" ")
+    if article not in _SEVERAL:
+        return
+    text = f"{head} {_SEVERAL[article]} {other.text}"
+    try:
+        ids = spell(vlm, recording.request, text)
+        forced = read(vlm, record_forced(vlm, recording.request, ids, _LEAN))
+    except RecordingError:
+        return
+    place = len(forced.caption) - len(other.text)
+    own = [w for w in find_words(forced.caption, shift, forced.spans, [other.text]) if w.start == place]
+    # only where the model itself goes on like that is it the model's word
+    if own and int(forced.logits[own[0].steps[0]].argmax()) == ids[own[0].steps[0]]:
+        yield forced, own[0]
+
+
+def described(task: Task) -> Mapping[str, object]:
+    """The request, as JSON has it."""
+    return {
+        "source": task.swap.source,
+        "to": task.swap.to,
+        "inflections": task.swap.inflections,
+        "wanted": len(task.wants),
+        "kept captions": len(task.kept),
+        "kept positions": sum(len(kept.steps) for kept in task.kept),
+        "notes": list(task.notes),
+    }

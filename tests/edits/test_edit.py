@@ -1,0 +1,115 @@
+"""``mmn.edit``: from a word to an edit, on the demo model."""
+
+import pytest
+
+import mmneurons as mmn
+from mmneurons.edits.task import Swap, make_task, says
+from mmneurons.errors import EditError, OptionError
+
+pytestmark = pytest.mark.demo
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [picture.path for picture in mmn.demo.pictures()[:20]]
+
+
+@pytest.fixture(scope="module")
+def recordings(demo, pictures):
+    return mmn.record(demo, pictures, image_budget=0)
+
+
+@pytest.fixture(scope="module")
+def swap(demo, pictures):
+    return mmn.edit(demo, "dog", "cat", pictures=pictures, keep=())
+
+
+def test_the_word_is_swapped_and_nothing_else(demo, pictures, recordings, swap):
+    before = [one.caption for one in recordings]
+    assert swap.converged
+    with swap.on(demo):
+        after = mmn.caption(demo, pictures)
+    swapped = [text for text in before if "dog" in text]
+    assert swapped
+    for old, new in zip(before, after, strict=True):
+        assert new == old.replace("dog", "cat")
+    assert mmn.caption(demo, pictures) == before
+
+
+def test_a_word_is_not_said_any_more(demo, pictures, recordings):
+    edit = mmn.edit(demo, "dog", None, pictures=pictures, keep=())
+    with edit.on(demo):
+        after = mmn.caption(demo, pictures)
+    for old, new in zip(recordings, after, strict=True):
+        assert "dog" not in new
+        assert says(old, "dog") or new == old.caption
+    assert edit.converged
+
+
+def test_the_same_from_a_finding(demo, pictures, recordings):
+    place = next(k for k, one in enumerate(recordings) if says(one, "dog"))
+    found = mmn.find(demo, pictures[place])
+    keep = [one for one in recordings if not says(one, "dog")]
+    edit = mmn.edit(demo, found["dog"], "cat", keep=keep)
+    with edit.on(demo):
+        assert mmn.caption(demo, pictures[place]) == found.caption.replace("dog", "cat")
+
+
+def test_what_is_wanted_and_what_is_kept(demo, recordings):
+    dogs = [(one, None) for one in recordings if says(one, "dog")]
+    keep = [one for one in recordings if not says(one, "dog")]
+    task = make_task(demo, Swap("dog", "cat"), dogs, keep)
+    decode = demo.processor.tokenizer.decode
+    wanted = {decode([want.target]) for want in task.wants}
+    assert wanted == {" cat", " cats"}
+    for want in task.wants:
+        ids = want.recording.token_ids.tolist()
+        assert ids[want.step] == want.target
+        assert int(want.recording.logits[want.step].argmax()) in want.sources
+    said = {decode([int(kept.recording.token_ids[step])]).strip() for kept in task.kept for step in kept.steps}
+    assert not said & {"dog", "dogs"}
+    assert {"a", "and"} <= said
+    plain = make_task(demo, Swap("dog", "cat", inflections=False), dogs, keep)
+    assert {decode([want.target]) for want in plain.wants} == {" cat"}
+
+
+def test_a_target_of_several_tokens(demo, pictures, recordings):
+    edit = mmn.edit(demo, "dog", "polar bear", pictures=pictures, keep=())
+    with edit.on(demo):
+        after = mmn.caption(demo, pictures)
+    for old, new in zip(recordings, after, strict=True):
+        assert new == old.caption.replace("dog", "polar bear")
+
+
+@pytest.mark.parametrize(
+    ("source", "to", "says_"),
+    [
+        ("dog", "dog", "nothing to change"),
+        ("dog", "dogs", "nothing to change"),
+        ("dog", "  ", "empty"),
+        ("", "cat", "empty"),
+        ("dog", "<|im_end|>", "cannot be said"),
+        ("zebra", "cat", "No picture's caption says 'zebra'"),
+    ],
+)
+def test_requests_that_cannot_be_met(demo, pictures, source, to, says_):
+    with pytest.raises(EditError, match=says_.replace("|", r"\|")):
+        mmn.edit(demo, source, to, pictures=pictures[:2], keep=())
+
+
+def test_a_keep_set_that_holds_the_word(demo, pictures, recordings):
+    dogs = [one for one in recordings if says(one, "dog")]
+    with pytest.raises(EditError, match="must stay as it is says 'dog'"):
+        mmn.edit(demo, "dog", "cat", pictures=pictures, keep=dogs[:1])
+
+
+def test_methods_and_options_that_there_are_not(demo, pictures):
+    with pytest.raises(OptionError, match="There are: least_squares"):
+        mmn.edit(demo, "dog", "cat", pictures=pictures, method="rome")
+    with pytest.raises(OptionError, match="has no option k"):
+        mmn.edit(demo, "dog", "cat", pictures=pictures, k=3)
+
+
+def test_an_edit_is_not_learned_while_one_is_in_force(demo, pictures, swap):
+    with swap.on(demo), pytest.raises(EditError, match="in force"):
+        mmn.edit(demo, "dog", "cat", pictures=pictures)
