@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Estimate", "Resampled", "mean_resampled", "resample"]
+__all__ = ["Estimate", "Resampled", "mean_resampled", "resample", "wilson"]
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """(words, ways) → (ways,)."""
@@ -104,3 +104,14 @@ def mean_resampled(pictures: Sequence[object], values: np.ndarray, draws: int = 
     np.add.at(times, (np.arange(draws)[:, None], picked), 1.0)
     with np.errstate(invalid="ignore"):
         return Resampled(sums.sum(0) / counts.sum(0), (times @ sums) / (times @ counts))
+
+
+def wilson(hits: int, count: int) -> Estimate:
+    """A share with its 95 % score interval (Wilson, 1927); NaN where there is nothing to count."""
+    if not count:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    z = 1.959963984540054
+    share = hits / count
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * float(np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)))
+    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
