@@ -33,6 +33,7 @@ __all__ = [
     "VisionTower",
     "finder_options",
     "load_model",
+    "named_options",
 ]
 
 INTERRUPTED = 130
@@ -96,16 +97,29 @@ def finder_options(finder: str, said: Sequence[str]) -> dict[str, object]:
     Raises:
         OptionError: it is not of this form, the finder has no such option, or the option has no such value.
     """
+    from mmneurons.finders import make_finder
+
+    options = named_options("--finder-option", said)
+    # what the finder itself refuses shows before a model is loaded
+    make_finder(finder, options)
+    return options
+
+
+def named_options(flag: str, said: Sequence[str]) -> dict[str, object]:
+    """What ``FLAG NAME=VALUE`` says; ``none`` is None, everything else as JSON has it, or else a text.
+
+    Raises:
+        OptionError: it is not of this form.
+    """
     import json
 
     from mmneurons.errors import OptionError
-    from mmneurons.finders import make_finder
 
     options: dict[str, object] = {}
     for one in said:
         name, equals, value = one.partition("=")
         if not (name and equals and value):
-            raise OptionError(f"--finder-option {one!r} is not possible. Write NAME=VALUE, such as handful=3.")
+            raise OptionError(f"{flag} {one!r} is not possible. Write NAME=VALUE, such as handful=3.")
         if value == "none":
             options[name] = None
             continue
@@ -113,8 +127,6 @@ def finder_options(finder: str, said: Sequence[str]) -> dict[str, object]:
             options[name] = json.loads(value)
         except json.JSONDecodeError:
             options[name] = value
-    # what the finder itself refuses shows before a model is loaded
-    make_finder(finder, options)
     return options
 
 

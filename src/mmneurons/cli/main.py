@@ -12,7 +12,7 @@ from importlib import metadata
 
 import typer
 
-from mmneurons.cli import convert, demo, doctor, find, measure, models, report, show
+from mmneurons.cli import apply, convert, demo, doctor, edit, export, find, measure, models, report, show
 from mmneurons.cli.common import INTERRUPTED
 from mmneurons.cli.output import Output
 from mmneurons.errors import MMNeuronsError
@@ -45,7 +45,7 @@ def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-for module in (demo, find, show, report, measure, doctor, models, convert):
+for module in (demo, find, show, report, measure, edit, apply, export, doctor, models, convert):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(_stoppable(module.command))
 
 

@@ -17,7 +17,9 @@ from mmneurons.errors import OptionError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from os import PathLike
+    from pathlib import Path
 
+    from mmneurons.edits.checkpoint import Merged
     from mmneurons.vlm.model import VLM
 
 __all__ = ["Delta", "Edit"]
@@ -133,17 +135,17 @@ class Edit:
 
         return load(path)
 
-    def to_peft(self, folder: str | PathLike[str], vlm: VLM) -> None:
-        """Write a LoRA adapter that peft loads. See ``mmneurons.edits.peft``."""
+    def to_peft(self, folder: str | PathLike[str], vlm: VLM, force: bool = False) -> Path:
+        """Write a LoRA adapter that peft loads; the folder. See ``mmneurons.edits.peft``."""
         from mmneurons.edits.peft import to_peft
 
-        to_peft(self, vlm, folder)
+        return to_peft(self, vlm, folder, force)
 
-    def merge(self, vlm: VLM, folder: str | PathLike[str]) -> None:
+    def merge(self, vlm: VLM, folder: str | PathLike[str], force: bool = False) -> Merged:
         """Write a whole checkpoint with the edit in its weights. See ``mmneurons.edits.checkpoint``."""
         from mmneurons.edits.checkpoint import merge
 
-        merge(self, vlm, folder)
+        return merge(self, vlm, folder, force)
 
     def __repr__(self) -> str:
         source, to = self.recipe.get("source"), self.recipe.get("to")

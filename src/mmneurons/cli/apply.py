@@ -1,0 +1,92 @@
+"""``mmn apply``: what a model says with edits in force."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmneurons.cli.common import (
+    PICTURES,
+    AllowPickle,
+    AsJson,
+    Column,
+    DeviceMap,
+    Dtype,
+    Limit,
+    MaxNewTokens,
+    Model,
+    Prefix,
+    Prompt,
+    Quiet,
+    Revision,
+    Sample,
+    Seed,
+    TrustRemoteCode,
+    VisionTower,
+    load_model,
+)
+from mmneurons.cli.edit import pictures_of
+from mmneurons.cli.output import Output
+
+__all__ = ["EXAMPLES", "command"]
+
+EXAMPLES = """Examples:
+
+    mmn apply dog-to-cat.safetensors photos
+
+    mmn apply dog-to-cat.safetensors photos --also no-tie.safetensors"""
+
+
+def command(
+    edit: Annotated[Path, typer.Argument(metavar="EDIT", help="A file of mmn edit.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="IMAGES…", help="Pictures as mmn find takes them.")],
+    model: Model = "demo",
+    also: Annotated[list[Path] | None, typer.Option("--also", help="Another edit, again for more.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Although the edit is of another model.")] = False,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="The folder of the pictures that annotations name.", rich_help_panel=PICTURES),
+    ] = None,
+    column: Column = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    seed: Seed = 0,
+    prompt: Prompt = None,
+    prefix: Prefix = None,
+    max_new_tokens: MaxNewTokens = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    vision_tower: VisionTower = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Caption pictures without an edit and with it, side by side."""
+    from mmneurons.edits.edit import Edit
+    from mmneurons.edits.stack import shared
+    from mmneurons.recordings import caption
+
+    output = Output(as_json, quiet)
+    edits = [Edit.load(path) for path in (edit, *(also or ()))]
+    pictures = pictures_of(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
+    output.note(repr(vlm))
+    said = {"prompt": prompt, "prefix": prefix, "max_new_tokens": max_new_tokens}
+    how = {name: value for name, value in said.items() if value is not None}
+    before = caption(vlm, list(pictures), **how)
+    with ExitStack() as stack:
+        for one in edits:
+            if common := shared(vlm, one):
+                output.note(f"{one} shares {len(common)} neurons with edits before it; both are added.")
+            stack.enter_context(one.on(vlm, force=force))
+        after = caption(vlm, list(pictures), **how)
+    changed = 0
+    for old, new in zip(before, after, strict=True):
+        changed += old != new
+        output.result(old if old == new else f"{old}\n  → {new}", event="caption", before=old, after=new)
+    output.note(f"{changed} of {len(before)} captions changed.")

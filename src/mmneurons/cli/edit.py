@@ -1,0 +1,165 @@
+"""``mmn edit``: make the model say something else instead of a word."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmneurons.cli.common import (
+    PICTURES,
+    AllowPickle,
+    AsJson,
+    Column,
+    DeviceMap,
+    Dtype,
+    Limit,
+    MaxNewTokens,
+    Model,
+    Prefix,
+    Prompt,
+    Quiet,
+    Revision,
+    Sample,
+    Seed,
+    TrustRemoteCode,
+    VisionTower,
+    load_model,
+    named_options,
+)
+from mmneurons.cli.output import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from PIL import Image
+
+__all__ = ["EXAMPLES", "command", "pictures_of"]
+
+EXAMPLES = """Examples:
+
+    mmn edit photos --say cat --instead-of dog --out dog-to-cat.safetensors
+
+    mmn edit photos --never-say dog --keep others --out no-dog.safetensors
+
+The pictures whose captions say the word are what is learned from; all others must stay as they are."""
+
+EDIT = "Edit"
+
+
+def command(
+    inputs: Annotated[list[str], typer.Argument(metavar="IMAGES…", help="Pictures as mmn find takes them.")],
+    out: Annotated[Path, typer.Option("--out", help="The edit's file.")],
+    model: Model = "demo",
+    say: Annotated[str | None, typer.Option("--say", help="What is to be said.", rich_help_panel=EDIT)] = None,
+    instead_of: Annotated[
+        str | None, typer.Option("--instead-of", help="Instead of which word.", rich_help_panel=EDIT)
+    ] = None,
+    never_say: Annotated[
+        str | None,
+        typer.Option("--never-say", help="A word that is not to be said at all.", rich_help_panel=EDIT),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--keep",
+            help="Further pictures that must stay as they are, again for more. Default: the bundled ones.",
+            rich_help_panel=EDIT,
+        ),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            help="How: least_squares, learned, refined; rivals: knowledge_neurons, erase, scale, finetune, lora, ban.",
+            rich_help_panel=EDIT,
+        ),
+    ] = "least_squares",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", help="An option of the method, NAME=VALUE, again for more.", rich_help_panel=EDIT),
+    ] = None,
+    inflections: Annotated[bool, typer.Option(help="Plurals are meant, too.", rich_help_panel=EDIT)] = True,
+    images: Annotated[
+        Path | None,
+        typer.Option("--images", help="The folder of the pictures that annotations name.", rich_help_panel=PICTURES),
+    ] = None,
+    column: Column = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    seed: Seed = 0,
+    prompt: Prompt = None,
+    prefix: Prefix = None,
+    max_new_tokens: MaxNewTokens = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    vision_tower: VisionTower = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the model say something else instead of a word, or never say it; the weights' change goes into one file."""
+    from mmneurons.edits.make import edit
+    from mmneurons.edits.methods import make_method
+    from mmneurons.errors import EditError, OptionError
+
+    output = Output(as_json, quiet)
+    if (never_say is None) == (instead_of is None) or (say is None) != (instead_of is None):
+        raise OptionError("Say what is to change: --say cat --instead-of dog, or --never-say dog.")
+    if out.exists():
+        raise EditError(f"{str(out)!r} is there already. Choose another name, or remove it.")
+    solver = make_method(method, named_options("--option", option or []))
+    learned = pictures_of(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    kept = pictures_of(keep) if keep else None
+    vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
+    output.note(repr(vlm))
+    said = {"prompt": prompt, "prefix": prefix, "max_new_tokens": max_new_tokens}
+    source = never_say if instead_of is None else instead_of
+    assert source is not None
+    made = edit(
+        vlm,
+        source,
+        say,
+        pictures=learned,
+        keep=kept,
+        method=solver,
+        inflections=inflections,
+        **{name: value for name, value in said.items() if value is not None},
+    )
+    made.save(out)
+    recipe = made.recipe
+    if not made.converged:
+        output.note("Not every token that is wanted became likely enough: try it with 'mmn apply' before you use it.")
+    output.result(
+        f"{out}: {made}",
+        event="done",
+        edit=str(out),
+        converged=made.converged,
+        neurons=len(made.neurons),
+        wanted=recipe["wanted"],
+        kept=recipe["kept captions"],
+    )
+
+
+def pictures_of(
+    inputs: Sequence[str],
+    images: Path | None = None,
+    column: str | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+) -> list[Image.Image]:
+    """Read the pictures that names stand for.
+
+    Raises:
+        SourceError: a name stands for nothing.
+        PictureError: one cannot be read.
+    """
+    from mmneurons.sources import gather
+    from mmneurons.vlm.pictures import decode_picture
+
+    items = gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    return [decode_picture(item.read(), item.source) for item in items]

@@ -1,0 +1,63 @@
+"""``mmn export``: an edit as an adapter of peft, or as a whole checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mmneurons.cli.common import (
+    AllowPickle,
+    AsJson,
+    DeviceMap,
+    Dtype,
+    Model,
+    Quiet,
+    Revision,
+    TrustRemoteCode,
+    VisionTower,
+    load_model,
+)
+from mmneurons.cli.output import Output
+
+__all__ = ["EXAMPLES", "command"]
+
+EXAMPLES = """Examples:
+
+    mmn export dog-to-cat.safetensors --peft adapter
+
+    mmn export dog-to-cat.safetensors --checkpoint edited-model"""
+
+
+def command(
+    edit: Annotated[Path, typer.Argument(metavar="EDIT", help="A file of mmn edit.")],
+    model: Model = "demo",
+    peft: Annotated[Path | None, typer.Option("--peft", help="A folder for a LoRA adapter.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", help="A folder for the whole model with the edit in its weights.")
+    ] = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    vision_tower: VisionTower = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write an edit in a form that others load: an adapter of peft, or a checkpoint of transformers."""
+    from mmneurons.edits.edit import Edit
+    from mmneurons.errors import OptionError
+
+    output = Output(as_json, quiet)
+    if peft is None and checkpoint is None:
+        raise OptionError("Say where to: --peft FOLDER, or --checkpoint FOLDER.")
+    own = Edit.load(edit)
+    vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
+    if peft is not None:
+        own.to_peft(peft, vlm)
+        output.result(f"{peft}: an adapter of peft", event="peft", folder=str(peft))
+    if checkpoint is not None:
+        own.merge(vlm, checkpoint)
+        output.result(f"{checkpoint}: a checkpoint", event="checkpoint", folder=str(checkpoint))
