@@ -91,7 +91,7 @@ class LeastSquares:
         kept = _features(task.kept, blocks)
         wanted = [_features([Kept(want.recording, (want.step,)) for want in own], blocks) for own in arrows.values()]
         parts = [
-            _Arrow(vlm, head, blocks, want, own, torch.cat([kept, *wanted[:k], *wanted[k + 1 :]]), self)
+            _Arrow(vlm, head, blocks, want, own, _all([kept, *wanted[:k], *wanted[k + 1 :]]), self)
             for k, (want, own) in enumerate(zip(arrows.values(), wanted, strict=True))
         ]
         above = upper(vlm, task.said(), blocks[0])
@@ -133,7 +133,12 @@ def _arrows(wants: Sequence[Want]) -> dict[tuple[int | None, int], list[Want]]:
 def _features(kept: Sequence[Kept], blocks: Sequence[int]) -> Float[Tensor, "steps features"]:
     """The activations of some blocks, block after block."""
     own = [one.recording.activations[list(one.steps)][:, list(blocks)].flatten(1) for one in kept]
-    return torch.cat(own)
+    return torch.cat(own) if own else torch.zeros(0, 0)
+
+
+def _all(parts: Sequence[Tensor]) -> Float[Tensor, "steps features"]:
+    there = [part for part in parts if len(part)]
+    return torch.cat(there) if there else torch.zeros(0, 0)
 
 
 class _Arrow:
@@ -150,6 +155,7 @@ class _Arrow:
         options: LeastSquares,
     ) -> None:
         self.wants = wants
+        rest = rest if len(rest) else torch.zeros(1, features.shape[1])
         self._options, width = options, vlm.anatomy.width
         self._directions, gains = _directions(vlm, head, blocks, wants, options.whitening)
         self._first = torch.tensor(

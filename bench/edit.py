@@ -1,0 +1,125 @@
+"""What an edit costs: made on one picture, and a step of learning with and without what lies below it.
+
+A step runs forward and backward over captions of bundled pictures. It is compared with a loop that runs the whole
+language model, with the picture's features kept and the head at the same positions. What counting says: with n blocks,
+an edit in block b, and a head that costs as much as h blocks, the whole loop runs n blocks forward and n − b − 1 back,
+at twice the cost; the upper part alone runs n − b − 1 of them forward. Block b's own write site is in neither count.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import mmneurons as mmn
+from mmneurons.vlm.upper import Added, Said, Upper, upper
+
+__all__ = ["main"]
+
+RESULTS = Path(__file__).parent / "results" / "edit.md"
+REPEATS = 5
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """The median of several runs, after one that warms up."""
+    work()
+    times = []
+    for _ in range(REPEATS):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - began)
+    return float(np.median(times))
+
+
+def step(above: Upper, added: Added) -> Callable[[], None]:
+    """A forward and a backward pass."""
+
+    def run() -> None:
+        added.vectors.grad = None
+        above.logits([added]).log_softmax(-1)[:, 0].sum().backward()
+
+    return run
+
+
+def whole(above: Upper) -> Upper:
+    """The same with nothing kept but the picture's features and the embeddings."""
+    blocks = above.vlm.anatomy.decoder
+    parts = tuple(
+        replace(part, answers={name: own for name, own in part.answers.items() if not name.startswith(blocks)})
+        for part in above.parts
+    )
+    return replace(above, parts=parts)
+
+
+def main() -> None:
+    """Measure, print and write ``bench/results/edit.md``."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--captions", type=int, default=8)
+    parser.add_argument("--blocks", type=int, nargs="*", default=None)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    vlm = mmn.load(options.model)
+    count = len(vlm.anatomy.blocks)
+    pictures = [picture.path for picture in mmn.demo.pictures()]
+    recordings = mmn.record(vlm, pictures[: options.captions], image_budget=0)
+    place = next(k for k, one in enumerate(mmn.caption(vlm, pictures)) if "dog" in one)
+    began = time.perf_counter()
+    made = mmn.edit(vlm, mmn.find(vlm, pictures[place])["dog"], "cat")
+    once = time.perf_counter() - began
+    said = [Said(one.request, tuple(one.token_ids.tolist()), tuple(range(len(one)))) for one in recordings]
+    lines = [
+        "| lowest edited block | whole loop, s | upper part, s | faster | counted | of what is counted |",
+        "|---|---|---|---|---|---|",
+    ]
+    for block in options.blocks or [count * part // 10 for part in (3, 5, 7, 8, 9)]:
+        above = upper(vlm, said, block)
+        vectors = torch.zeros(20, vlm.anatomy.hidden, device=vlm.device, requires_grad=True)
+        added = Added(block, torch.arange(20), vectors)
+        slow, fast = (seconds(step(one, added)) for one in (whole(above), above))
+        head = seconds(_head(vlm, sum(len(one) for one in recordings)))
+        forward = seconds(whole(above).logits)
+        unit = (forward - head / 3) / count
+        left = count - block - 1
+        counted = (count + 2 * left + head / unit) / (3 * left + head / unit)
+        lines.append(
+            f"| {block} of {count} | {slow:.3f} | {fast:.3f} | {slow / fast:.2f} | {counted:.2f} | "
+            f"{slow / fast / counted:.0%} |"
+        )
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    text = (
+        "# What an edit costs\n\n"
+        f'{vlm.name}, {device}, {str(vlm.dtype)[6:]}. "dog" → "cat" from one bundled picture, the keep set\'s captions '
+        f"made and the edit learned in closed form: {once:.1f} s ({made}).\n\n"
+        f"A step of learning over {options.captions} captions, medians of {REPEATS}: the whole language model with the "
+        "picture's features kept, and what lies above the lowest edited write site alone; the head at the same "
+        "positions in both.\n\n" + "\n".join(lines) + "\n"
+    )
+    print(text)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text)
+
+
+def _head(vlm: mmn.VLM, positions: int) -> Callable[[], None]:
+    """The output head at so many positions, forward and backward."""
+    head = vlm.model.get_submodule(vlm.anatomy.head.module)
+    given = torch.randn(1, positions, vlm.anatomy.hidden, device=vlm.device, dtype=vlm.dtype)
+
+    def run() -> None:
+        own = given.clone().requires_grad_()
+        value = head(own).float().log_softmax(-1)[..., 0].sum()
+        torch.autograd.grad(value, own)
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
