@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import mmneurons as mmn
+from mmneurons.vlm.pictures import PictureLike
 from mmneurons.vlm.upper import Added, Said, Upper, upper
 
 __all__ = ["main"]
@@ -69,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     vlm = mmn.load(options.model)
     count = len(vlm.anatomy.blocks)
-    pictures = [picture.path for picture in mmn.demo.pictures()]
+    pictures: list[PictureLike] = [picture.path for picture in mmn.demo.pictures()]
     recordings = mmn.record(vlm, pictures[: options.captions], image_budget=0)
     place = next(k for k, one in enumerate(mmn.caption(vlm, pictures)) if "dog" in one)
     began = time.perf_counter()

@@ -99,7 +99,7 @@ class Refined:
         seed: of these draws.
     """
 
-    margin: float = 20.0
+    margin: float = 12.0
     steps: int = 20
     rate: float = 0.01
     keep: float = 5.0
@@ -159,7 +159,7 @@ class FineTune:
             Delta.of_vectors(block, columns, torch.zeros(len(columns), anatomy.hidden))
             for block, columns in by_block(places)
         ]
-        deltas = descend(task, start, False, _Weights(0, 0, 0, 0), self.steps, self.rate, 1, 0)
+        deltas = descend(task, start, False, _Weights(0.0, 0.0, 0.0, 0.0), self.steps, self.rate, 1, 0)
         return Solution(deltas, settings(self))
 
 
@@ -196,7 +196,7 @@ class LoRA:
             width = anatomy.blocks[block].width
             factors = torch.randn(width, self.rank, generator=draw) / width**0.5
             start.append(Delta(block, torch.arange(width), factors, torch.zeros(self.rank, anatomy.hidden)))
-        weights = _Weights(self.keep, self.keep, 0, 0)
+        weights = _Weights(self.keep, self.keep, 0.0, 0.0)
         deltas = descend(task, start, True, weights, self.steps, self.rate, 8, self.seed)
         return Solution(deltas, settings(self))
 

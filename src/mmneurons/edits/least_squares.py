@@ -60,7 +60,7 @@ class LeastSquares:
 
     blocks: tuple[int, ...] = (-1,)
     columns: int | None = None
-    margin: float = 20.0
+    margin: float = 12.0
     keep: float = 1.0
     ridge: float = 5.0
     whitening: float | None = 0.1

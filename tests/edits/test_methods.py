@@ -1,0 +1,146 @@
+"""The ways of making an edit, each against what it says of itself, on the demo model."""
+
+import pytest
+import torch
+
+import mmneurons as mmn
+from mmneurons.edits.learned import FineTune, Learned, LoRA, Refined
+from mmneurons.edits.methods import METHODS, make_method
+from mmneurons.edits.neurons import best_neurons
+from mmneurons.edits.outcome import Pool
+from mmneurons.edits.rivals import Erase, KnowledgeNeurons, Scale
+from mmneurons.edits.solution import live, reached
+from mmneurons.edits.task import Swap, make_task, says
+from mmneurons.errors import OptionError
+from mmneurons.finders import Contribution, Target
+from mmneurons.vlm.sites import columns
+from mmneurons.vlm.upper import upper
+
+pytestmark = pytest.mark.demo
+
+
+@pytest.fixture(scope="module")
+def recordings(demo):
+    return mmn.record(demo, [picture.path for picture in mmn.demo.pictures()[:8]], image_budget=0)
+
+
+def task_of(demo, recordings, to):
+    dogs = [(one, None) for one in recordings if says(one, "dog")]
+    keep = [one for one in recordings if not says(one, "dog")]
+    return make_task(demo, Swap("dog", to, inflections=False), dogs, keep)
+
+
+@pytest.fixture(scope="module")
+def task(demo, recordings):
+    return task_of(demo, recordings, "cat")
+
+
+def ids(demo, text):
+    return demo.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def test_the_best_neurons_are_those_with_the_highest_sum_of_scores(demo, task):
+    total = 0
+    for want in task.wants:
+        now = int(want.recording.logits[want.step].argmax())
+        (scores,) = Contribution()(demo, want.recording, [Target(want.step, now)])
+        total = total + scores.values
+    width = total.shape[1]
+    expected = [divmod(int(index), width) for index in total.flatten().topk(5).indices]
+    assert best_neurons(task, "contribution", 5) == expected
+    total[27:] = -torch.inf
+    expected = [divmod(int(index), width) for index in total.flatten().topk(5).indices]
+    assert best_neurons(task, "contribution", 5, skip_last=3) == expected
+
+
+def test_knowledge_neurons_get_the_difference_of_unembeddings(demo, recordings, task):
+    head = demo.model.get_output_embeddings().weight.detach()
+    (cat,), (dog,) = ids(demo, " cat"), ids(demo, " dog")
+    for own, direction in (
+        (task, 2 * (head[cat] - head[dog])),
+        (task_of(demo, recordings, None), -2 * head[dog]),
+    ):
+        solution = KnowledgeNeurons(k=6, finder="contribution")(own)
+        places = [(delta.block, column) for delta in solution.deltas for column in delta.columns.tolist()]
+        assert sorted(places) == sorted(best_neurons(own, "contribution", 6))
+        for delta in solution.deltas:
+            torch.testing.assert_close(delta.vectors, direction.expand(len(delta.columns), -1))
+
+
+@pytest.mark.parametrize(("method", "left"), [(Erase(k=4), 0.0), (Scale(k=4, factor=-2.0), -2.0)])
+def test_columns_are_multiplied(demo, task, method, left):
+    solution = method(task)
+    assert sum(len(delta.columns) for delta in solution.deltas) == 4
+    for delta in solution.deltas:
+        own = columns(demo.model, demo.anatomy.blocks[delta.block].sites[0], delta.columns.tolist())
+        torch.testing.assert_close(own + delta.vectors, left * own)
+
+
+def test_a_banned_word_is_not_generated(demo, recordings):
+    pictures = [picture.path for picture in mmn.demo.pictures()[:8]]
+    edit = mmn.edit(demo, "dog", None, pictures=pictures, keep=(), method="ban")
+    assert not edit.deltas
+    assert {tuple(ids(demo, " dog")), tuple(ids(demo, " dogs"))} <= set(edit.banned)
+    weights = {name: weight.clone() for name, weight in demo.model.named_parameters()}
+    with edit.on(demo):
+        after = mmn.caption(demo, pictures)
+        assert all(torch.equal(weight, weights[name]) for name, weight in demo.model.named_parameters())
+    for old, new in zip(recordings, after, strict=True):
+        assert "dog" not in new
+        assert says(old, "dog") or new == old.caption
+
+
+@pytest.mark.slow
+def test_what_is_learned_says_the_target(demo, task):
+    solution = Learned(k=5, steps=40, rate=0.05)(task)
+    assert sum(len(delta.columns) for delta in solution.deltas) == 5
+    above = upper(demo, task.said(), solution.deltas[0].block)
+    assert all(reached(task, above, live(demo, solution.deltas)))
+
+
+@pytest.mark.slow
+def test_a_keep_set_holds_what_is_learned_back(demo, task):
+    """Beside the same number of steps without one."""
+    places = {}
+    for name, method in (
+        ("alone", FineTune(k=None, blocks=(-1,), steps=6, rate=0.02)),
+        ("kept", Refined(steps=3)),
+    ):
+        solution = method(task)
+        above = upper(demo, task.kept_said(), solution.deltas[0].block)
+        before = torch.cat([kept.recording.logits[list(kept.steps)] for kept in task.kept]).log_softmax(-1)
+        after = above.logits(live(demo, solution.deltas)).log_softmax(-1)
+        places[name] = float((before.exp() * (before - after)).sum(-1).mean())
+    assert places["kept"] < places["alone"]
+
+
+@pytest.mark.slow
+def test_a_low_rank_is_a_low_rank(task):
+    solution = LoRA(rank=2, blocks=(-2, -1), steps=2)(task)
+    assert [delta.block for delta in solution.deltas] == [28, 29]
+    for delta in solution.deltas:
+        assert delta.weights.shape == (1536, 2)
+        assert torch.linalg.matrix_rank(delta.vectors) <= 2
+        assert delta.vectors.abs().max() > 0
+
+
+def test_captions_are_those_that_would_be_generated(demo, recordings):
+    """Only what changes is generated again; all of it would give the same."""
+    pictures = [picture.path for picture in mmn.demo.pictures()[:8]]
+    edit = mmn.edit(demo, "dog", "cat", pictures=pictures[:4], keep=(), margin=40.0)
+    outcomes = Pool(demo, recordings).outcomes(edit)
+    with edit.on(demo):
+        assert [one.after for one in outcomes] == mmn.caption(demo, pictures)
+        logits = [mmn.record(demo, picture, caption=one.before).logits for picture, one in zip(pictures, outcomes)]
+    for old, new, one in zip(recordings, logits, outcomes, strict=True):
+        steps = min(len(old), len(new))
+        same = (old.logits[:steps].argmax(-1) == new[:steps].argmax(-1)).float().mean()
+        assert one.agreement.top == pytest.approx(float(same), abs=1e-6)
+    assert any(not one.unchanged for one in outcomes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_defaults_and_refuses_what_it_has_not(name):
+    make_method(name, {})
+    with pytest.raises(OptionError, match="has no option"):
+        make_method(name, {"nonsense": 1})
