@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from mmneurons.demo.registration import register_with_transformers
+
 if TYPE_CHECKING:
     from mmneurons import demo as demo
     from mmneurons import runs as runs
@@ -77,6 +79,9 @@ __all__ = [
     "runs",
     "wrap",
 ]
+
+
+register_with_transformers()
 
 
 def __getattr__(name: str) -> object:

@@ -135,11 +135,15 @@ class Edit:
 
         return load(path)
 
-    def to_peft(self, folder: str | PathLike[str], vlm: VLM, force: bool = False) -> Path:
-        """Write a LoRA adapter that peft loads; the folder. See ``mmneurons.edits.peft``."""
-        from mmneurons.edits.peft import to_peft
+    def to_peft(self, folder: str | PathLike[str], vlm: VLM | None = None, force: bool = False) -> Path:
+        """Write a LoRA adapter that peft loads; the folder. See ``mmneurons.edits.peft``.
 
-        return to_peft(self, vlm, folder, force)
+        Without a model the one that the edit names is loaded, for the names of its modules.
+        """
+        from mmneurons.edits.peft import to_peft
+        from mmneurons.vlm.loading import load
+
+        return to_peft(self, load(str(self.model["name"])) if vlm is None else vlm, folder, force)
 
     def merge(self, vlm: VLM, folder: str | PathLike[str], force: bool = False) -> Merged:
         """Write a whole checkpoint with the edit in its weights. See ``mmneurons.edits.checkpoint``."""

@@ -1,0 +1,234 @@
+"""Measures edits of the demo model, for `docs/studies/editing-demo-model.md`.
+
+`python -m zoo.editing --work DIR --out OUT` goes through pairs of words (swaps), words that are not to be said, a sweep
+of the margin, and rivals, one edit after another, and writes a line of JSON for each to `OUT/edits.jsonl`. Stopped and
+started again it goes on behind the last whole line. Every edit is learned from at most eight scenes and measured on
+others, in styles that the model was trained on and in one that it never saw. `--development` draws other scenes and
+other words: choices are made on those.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import mmneurons as mmn
+from mmneurons.edits.edit import Edit
+from mmneurons.edits.methods import make_method
+from mmneurons.edits.outcome import Outcome, Pool
+from mmneurons.edits.solution import live, reached
+from mmneurons.edits.stack import base_fingerprint
+from mmneurons.edits.task import Swap, make_task, says
+from mmneurons.vlm.upper import upper
+from zoo.scenes import Scene, Vocabulary, make_scene
+from zoo.sprites import HELD_OUT, TRAINED, load, read_concepts
+
+__all__ = ["main"]
+
+SIDE = 336
+LEARNED, HELD, STRANGE = 8, 8, 5
+"""Of how many scenes whose captions say the word: learned from, held out, and held out in the unseen style."""
+
+KEPT, OTHERS, OTHERS_STRANGE = 160, 100, 60
+"""How many scenes must stay as they are, and how many others say whether they do."""
+
+DEVELOPED = ("dog", "horse", "car", "tree", "apple", "guitar", "umbrella", "clock", "bus", "chair")
+"""Words on which choices were made. They are not reported."""
+
+SWAPS, SUPPRESSED, COMPARED, DEAR = 104, 20, 30, 10
+MARGINS = (4.0, 8.0, 16.0, 24.0, 40.0)
+
+RIVALS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "learned": ("learned", {"keep": 5.0, "rate": 0.05}),
+    "refined": ("refined", {}),
+    "knowledge neurons": ("knowledge_neurons", {"finder": "contribution"}),
+    "erase": ("erase", {}),
+    "scale": ("scale", {}),
+    "fine-tune, the same columns": ("finetune", {"rate": 0.05}),
+    "fine-tune, all of the last block": ("finetune", {"k": None, "rate": 0.02}),
+    "LoRA": ("lora", {"rate": 0.05}),
+    "ban": ("ban", {}),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One edit.
+
+    Attributes:
+        kind: what it is for.
+        name: of the method, as the tables have it.
+        method: of `mmn.edit`.
+        options: of the method.
+        source: the word.
+        to: what is said instead, or None.
+    """
+
+    kind: str
+    name: str
+    method: str
+    options: Mapping[str, object]
+    source: str
+    to: str | None
+
+    @property
+    def key(self) -> str:
+        """What tells it from others."""
+        return json.dumps([self.kind, self.name, self.source, self.to])
+
+
+class Scenes:
+    """Scenes, their captions by the unedited model, and what they show."""
+
+    def __init__(self, vlm: mmn.VLM, work: Path, label: str) -> None:
+        concepts, sprites = read_concepts(), load(work)
+        self._vlm, self._label = vlm, label
+        self._styles = {
+            name: Vocabulary(concepts, sprites, own) for name, own in (("", TRAINED), ("unseen", (HELD_OUT,)))
+        }
+        self.concepts = concepts
+
+    def drawn(self, what: str, numbers: Sequence[int], style: str = "", source: str | None = None) -> list[Scene]:
+        """Scenes with a word's thing among others, or any."""
+        vocabulary, scenes = self._styles[style], []
+        for number in numbers:
+            rng = random.Random(f"{self._label}/{what}/{style}/{source}/{number}")
+            names = None
+            if source is not None:
+                more = rng.sample([name for name in vocabulary.names if name != source], 2)
+                names = rng.choice([[source], [source, more[0]], [source, more[0]], [source, *more]])
+                rng.shuffle(names)
+            scenes.append(make_scene(vocabulary, rng, side=SIDE, strength=0.4, names=names))
+        return scenes
+
+    def captioned(self, scenes: Sequence[Scene]) -> list[mmn.Recording]:
+        """What the model says of them."""
+        return mmn.record(self._vlm, [scene.image for scene in scenes], image_budget=0) if scenes else []
+
+    def saying(self, what: str, source: str, count: int, style: str = "") -> list[tuple[mmn.Recording, frozenset[str]]]:
+        """The first so many scenes whose caption says the word, out of at most three times as many."""
+        found: list[tuple[mmn.Recording, frozenset[str]]] = []
+        for start in range(0, 3 * count, 8):
+            scenes = self.drawn(what, range(start, min(start + 8, 3 * count)), style, source)
+            for scene, recording in zip(scenes, self.captioned(scenes), strict=True):
+                if says(recording, source):
+                    found.append((recording, frozenset(scene.names)))
+            if len(found) >= count:
+                break
+        return found[:count]
+
+
+def words(vlm: mmn.VLM, scenes: Scenes) -> list[str]:
+    """Names of one token and of things that are counted, in random order."""
+    assert vlm.processor is not None
+    tokenizer = vlm.processor.tokenizer
+    own = [
+        concept.name
+        for concept in scenes.concepts
+        if concept.number == "count"
+        and " " not in concept.name
+        and len(tokenizer(f" {concept.name}", add_special_tokens=False)["input_ids"]) == 1
+    ]
+    random.Random("words").shuffle(own)
+    return own
+
+
+def jobs(names: Sequence[str], development: bool) -> Iterator[Job]:
+    """What is measured, the most important first. Nothing is reported of words on which choices were made."""
+    rest = [name for name in names if name not in DEVELOPED]
+    if development:
+        pairs = list(zip(DEVELOPED, rest, strict=False))
+    else:
+        pairs = list(zip(rest[0::2], rest[1::2], strict=False))[:SWAPS]
+    for source, to in pairs:
+        yield Job("swap", "least squares", "least_squares", {}, source, to)
+    for source, _ in pairs[:SUPPRESSED]:
+        yield Job("suppress", "least squares", "least_squares", {}, source, None)
+    for margin in MARGINS:
+        for source, to in pairs[:COMPARED]:
+            yield Job("margin", f"least squares, margin {margin:g}", "least_squares", {"margin": margin}, source, to)
+    for name, (method, options) in RIVALS.items():
+        for source, to in pairs[:DEAR]:
+            yield Job("rival", name, method, options, source, to)
+
+
+def line(outcome: Outcome) -> dict[str, object]:
+    """An outcome, as JSON has it."""
+    return asdict(outcome)
+
+
+def main() -> None:
+    """Measures what is not measured yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder with the drawings, see zoo/README.md")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--development", action="store_true")
+    parser.add_argument("--kinds", nargs="*", default=None, help="swap, suppress, margin, rival; all by default")
+    options = parser.parse_args()
+    vlm = mmn.load("demo")
+    scenes = Scenes(vlm, options.work, "editing development" if options.development else "editing")
+    names = words(vlm, scenes)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "edits.jsonl"
+    done = {json.loads(own)["key"] for own in path.read_text().splitlines()} if path.exists() else set()
+    kept = scenes.captioned(scenes.drawn("kept", range(KEPT)))
+    pools, shown = {}, {}
+    for style, count in (("", OTHERS), ("unseen", OTHERS_STRANGE)):
+        own = scenes.drawn("others", range(count), style)
+        pools[style], shown[style] = Pool(vlm, scenes.captioned(own)), [sorted(scene.names) for scene in own]
+    fingerprint = base_fingerprint(vlm)
+    of_word: dict[str, dict[str, list[tuple[mmn.Recording, frozenset[str]]]]] = {}
+    for job in jobs(names, options.development):
+        if job.key in done or (options.kinds and job.kind not in options.kinds):
+            continue
+        if job.source not in of_word:
+            of_word[job.source] = {
+                "learned": scenes.saying("learned", job.source, LEARNED),
+                "held out": scenes.saying("held out", job.source, HELD),
+                "unseen style": scenes.saying("held out", job.source, STRANGE, "unseen"),
+            }
+        own = of_word[job.source]
+        if not own["learned"]:
+            continue
+        began = time.perf_counter()
+        keep = [one for one in kept if not says(one, job.source)]
+        task = make_task(vlm, Swap(job.source, job.to), [(one, None) for one, _ in own["learned"]], keep)
+        solution = make_method(job.method, job.options)(task)
+        seconds = time.perf_counter() - began
+        recipe = {"source": job.source, "to": job.to, "method": job.method}
+        edit = Edit(solution.deltas, recipe, {"fingerprint": fingerprint}, banned=solution.banned)
+        sure = not solution.deltas or all(
+            reached(task, upper(vlm, task.said(), solution.deltas[0].block), live(vlm, solution.deltas))
+        )
+        found = {name: Pool(vlm, [one for one, _ in part]).outcomes(edit) for name, part in own.items()}
+        found |= {f"others {style}".strip(): pools[style].outcomes(edit) for style in pools}
+        there = {name: [sorted(names) for _, names in part] for name, part in own.items()}
+        there |= {f"others {style}".strip(): shown[style] for style in pools}
+        entry = {
+            "key": job.key,
+            **asdict(job),
+            "options": dict(solution.options),
+            "seconds": seconds,
+            "learned from": len(own["learned"]),
+            "wanted": len(task.wants),
+            "converged": sure,
+            "outcomes": {name: [line(one) for one in part] for name, part in found.items()},
+            "shown": there,
+        }
+        with path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+        told = [sum(one.swapped for one in found[name]) for name in own]
+        rest = [one for one in found["others"] if not one.said and not one.said_target]
+        print(
+            f"{job.kind} {job.name}: {job.source} → {job.to}: "
+            + ", ".join(f"{hits}/{len(found[name])} {name}" for hits, name in zip(told, own, strict=True))
+            + f", {sum(one.unchanged for one in rest)}/{len(rest)} others unchanged, {seconds:.1f} s",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
