@@ -12,32 +12,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import mmneurons as mmn
+from bench.timing import REPEATS, device, seconds
 from mmneurons.vlm.pictures import PictureLike
 from mmneurons.vlm.upper import Added, Said, Upper, upper
 
 __all__ = ["main"]
 
 RESULTS = Path(__file__).parent / "results" / "edit.md"
-REPEATS = 5
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """The median of several runs, after one that warms up."""
-    work()
-    times = []
-    for _ in range(REPEATS):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return float(np.median(times))
 
 
 def step(above: Upper, added: Added) -> Callable[[], None]:
@@ -95,11 +79,10 @@ def main() -> None:
             f"| {block} of {count} | {slow:.3f} | {fast:.3f} | {slow / fast:.2f} | {counted:.2f} | "
             f"{slow / fast / counted:.0%} |"
         )
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     text = (
         "# What an edit costs\n\n"
-        f'{vlm.name}, {device}, {str(vlm.dtype)[6:]}. "dog" → "cat" from one bundled picture, the keep set\'s captions '
-        f"made and the edit learned in closed form: {once:.1f} s ({made}).\n\n"
+        f'{vlm.name}, {device()}, {str(vlm.dtype)[6:]}. "dog" → "cat" from one bundled picture, the keep set\'s '
+        f"captions made and the edit learned in closed form: {once:.1f} s ({made}).\n\n"
         f"A step of learning over {options.captions} captions, medians of {REPEATS}: the whole language model with the "
         "picture's features kept, and what lies above the lowest edited write site alone; the head at the same "
         "positions in both.\n\n" + "\n".join(lines) + "\n"

@@ -8,7 +8,6 @@ timed by itself.
 
 import argparse
 import copy
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 import mmneurons as mmn
+from bench.timing import REPEATS, device, seconds
 from mmneurons.finders import Contribution, Finder, Greedy, Target, Total
 from mmneurons.finders.objective import log_probability
 from mmneurons.vlm.decoding import forced_inputs
@@ -26,22 +26,6 @@ from mmneurons.vlm.replay import prefix, prefixes_kept
 __all__ = ["main"]
 
 RESULTS = Path(__file__).parent / "results" / "finders.md"
-REPEATS = 5
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """The median of several runs, after one that warms up."""
-    work()
-    times = []
-    for _ in range(REPEATS):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return float(np.median(times))
 
 
 def one_word(vlm: mmn.VLM, recording: mmn.Recording, target: Target) -> dict[str, float]:
@@ -103,13 +87,11 @@ def main() -> None:
         lines.append(f"| {name} | {np.median(own):.4f} | {np.median(own / step):.2f} |")
     before = float(np.median(befores))
     lines.append(f"| what lies before, once a caption | {before:.4f} | {before / np.median(step):.2f} |")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
     text = (
         "# What finders cost\n\n"
-        f"{vlm.name}, {len(rows)} words of {len(befores)} bundled pictures, {device}, {str(vlm.dtype)[6:]}; medians of "
-        f"{REPEATS} runs each. What lies before a word (prompt and picture) is run once a caption and then shared.\n\n"
-        + "\n".join(lines)
-        + "\n"
+        f"{vlm.name}, {len(rows)} words of {len(befores)} bundled pictures, {device()}, {str(vlm.dtype)[6:]}; medians "
+        f"of {REPEATS} runs each. What lies before a word (prompt and picture) is run once a caption and then "
+        "shared.\n\n" + "\n".join(lines) + "\n"
     )
     print(text)
     options.out.parent.mkdir(parents=True, exist_ok=True)

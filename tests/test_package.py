@@ -20,6 +20,7 @@ HEAVY = ("torch", "transformers", "spacy", "numpy", "PIL", "polars")
 
 RANKS = {
     "errors": 0,
+    "whole_files": 0,
     "vlm": 1,
     "demo": 1,
     "options": 1,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
+from typing import TypeVar
 
 from mmneurons.errors import OptionError
 
-__all__ = ["check_seed", "check_whole", "named_words", "refuse_unknown"]
+__all__ = ["check_seed", "check_whole", "chosen", "named_words", "refuse_unknown"]
+
+T = TypeVar("T")
 
 
 def check_whole(name: str, value: object, least: int = 1, most: int | None = None) -> None:
@@ -20,6 +24,28 @@ def check_whole(name: str, value: object, least: int = 1, most: int | None = Non
         return
     bounds = f"from {least}" + ("" if most is None else f" to {most}")
     raise OptionError(f"{name}={value!r} is not possible: it has to be a whole number {bounds}.")
+
+
+def chosen(kind: str, registry: Mapping[str, type], given: str | T, options: Mapping[str, object]) -> T:
+    """What a registry has under a name, a dataclass of its options, with these options; or what is given instead.
+
+    Raises:
+        OptionError: there is nothing of this name or it has no such option; what is given cannot be called, or has its
+            options already.
+    """
+    if not isinstance(given, str):
+        if not callable(given):
+            raise OptionError(f"{kind}={given!r} is not possible: pass {', '.join(registry)}, or a {kind}.")
+        if options:
+            raise OptionError(f"{given!r} has its options already; these were passed beside it: {', '.join(options)}.")
+        return given
+    if given not in registry:
+        raise OptionError(f"There is no {kind} {given!r}. There are: {', '.join(registry)}.")
+    known = [field.name for field in fields(registry[given])]
+    if unknown := [option for option in options if option not in known]:
+        has = f"Its options are: {', '.join(known)}." if known else "It has none."
+        raise OptionError(f"The {kind} {given!r} has no option {', '.join(unknown)}. {has}")
+    return registry[given](**options)
 
 
 def check_seed(seed: object) -> None:

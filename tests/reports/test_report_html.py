@@ -266,7 +266,7 @@ def test_a_report_takes_the_place_of_the_old_one_whole_or_not_at_all(tmp_path, m
     write_report(run, path)
     before = path.read_bytes()
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()
-    monkeypatch.setattr(html.os, "replace", _fail)
+    monkeypatch.setattr("os.replace", _fail)
     with pytest.raises(OSError, match="full"):
         write_report(run, path)
     assert path.read_bytes() == before

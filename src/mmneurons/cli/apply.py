@@ -9,12 +9,12 @@ from typing import Annotated
 import typer
 
 from mmneurons.cli.common import (
-    PICTURES,
     AllowPickle,
     AsJson,
     Column,
     DeviceMap,
     Dtype,
+    Images,
     Limit,
     MaxNewTokens,
     Model,
@@ -26,9 +26,10 @@ from mmneurons.cli.common import (
     Seed,
     TrustRemoteCode,
     VisionTower,
+    asked_of_captions,
     load_model,
+    pictures_of,
 )
-from mmneurons.cli.edit import pictures_of
 from mmneurons.cli.output import Output
 
 __all__ = ["EXAMPLES", "command"]
@@ -46,10 +47,7 @@ def command(
     model: Model = "demo",
     also: Annotated[list[Path] | None, typer.Option("--also", help="Another edit, again for more.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Although the edit is of another model.")] = False,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", help="The folder of the pictures that annotations name.", rich_help_panel=PICTURES),
-    ] = None,
+    images: Images = None,
     column: Column = None,
     limit: Limit = None,
     sample: Sample = None,
@@ -76,8 +74,7 @@ def command(
     pictures = pictures_of(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     output.note(repr(vlm))
-    said = {"prompt": prompt, "prefix": prefix, "max_new_tokens": max_new_tokens}
-    how = {name: value for name, value in said.items() if value is not None}
+    how = asked_of_captions(prompt, prefix, max_new_tokens)
     before = caption(vlm, list(pictures), **how)
     with ExitStack() as stack:
         for one in edits:

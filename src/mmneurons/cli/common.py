@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from mmneurons.vlm.model import VLM
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "Column",
     "DeviceMap",
     "Dtype",
+    "Images",
     "Limit",
     "MaxNewTokens",
     "Model",
@@ -31,9 +34,11 @@ __all__ = [
     "Seed",
     "TrustRemoteCode",
     "VisionTower",
+    "asked_of_captions",
     "finder_options",
     "load_model",
     "named_options",
+    "pictures_of",
 ]
 
 INTERRUPTED = 130
@@ -64,6 +69,10 @@ VisionTower = Annotated[
 ]
 PICTURES, CAPTIONS = "Pictures", "Captions"
 
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", help="The folder of the pictures that annotations name.", rich_help_panel=PICTURES),
+]
 Column = Annotated[
     str | None, typer.Option("--column", help="The column that holds the pictures.", rich_help_panel=PICTURES)
 ]
@@ -89,6 +98,26 @@ MaxNewTokens = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as 'mmn find' makes it.")]
+
+
+class AskedOfCaptions(TypedDict, total=False):
+    """How captions come about, as far as it was said."""
+
+    prompt: str
+    prefix: str
+    max_new_tokens: int
+
+
+def asked_of_captions(prompt: str | None, prefix: str | None, max_new_tokens: int | None) -> AskedOfCaptions:
+    """What was said of captions; what was not is left to the library."""
+    asked: AskedOfCaptions = {}
+    if prompt is not None:
+        asked["prompt"] = prompt
+    if prefix is not None:
+        asked["prefix"] = prefix
+    if max_new_tokens is not None:
+        asked["max_new_tokens"] = max_new_tokens
+    return asked
 
 
 def finder_options(finder: str, said: Sequence[str]) -> dict[str, object]:
@@ -156,3 +185,24 @@ def load_model(
             trust_remote_code=trust_remote_code,
             vision_tower=vision_tower,
         )
+
+
+def pictures_of(
+    inputs: Sequence[str],
+    images: Path | None = None,
+    column: str | None = None,
+    limit: int | None = None,
+    sample: int | None = None,
+    seed: int = 0,
+) -> list[Image.Image]:
+    """Read the pictures that names stand for.
+
+    Raises:
+        SourceError: a name stands for nothing.
+        PictureError: one cannot be read.
+    """
+    from mmneurons.sources import gather
+    from mmneurons.vlm.pictures import decode_picture
+
+    items = gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    return [decode_picture(item.read(), item.source) for item in items]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from mmneurons.cli.common import (
-    PICTURES,
     AllowPickle,
     AsJson,
     Column,
     DeviceMap,
     Dtype,
+    Images,
     Limit,
     MaxNewTokens,
     Model,
@@ -25,17 +25,14 @@ from mmneurons.cli.common import (
     Seed,
     TrustRemoteCode,
     VisionTower,
+    asked_of_captions,
     load_model,
     named_options,
+    pictures_of,
 )
 from mmneurons.cli.output import Output
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from PIL import Image
-
-__all__ = ["EXAMPLES", "command", "pictures_of"]
+__all__ = ["EXAMPLES", "command"]
 
 EXAMPLES = """Examples:
 
@@ -81,10 +78,7 @@ def command(
         typer.Option("--option", help="An option of the method, NAME=VALUE, again for more.", rich_help_panel=EDIT),
     ] = None,
     inflections: Annotated[bool, typer.Option(help="Plurals are meant, too.", rich_help_panel=EDIT)] = True,
-    images: Annotated[
-        Path | None,
-        typer.Option("--images", help="The folder of the pictures that annotations name.", rich_help_panel=PICTURES),
-    ] = None,
+    images: Images = None,
     column: Column = None,
     limit: Limit = None,
     sample: Sample = None,
@@ -116,7 +110,6 @@ def command(
     kept = pictures_of(keep) if keep else None
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     output.note(repr(vlm))
-    said = {"prompt": prompt, "prefix": prefix, "max_new_tokens": max_new_tokens}
     source = never_say if instead_of is None else instead_of
     assert source is not None
     made = edit(
@@ -127,7 +120,7 @@ def command(
         keep=kept,
         method=solver,
         inflections=inflections,
-        **{name: value for name, value in said.items() if value is not None},
+        **asked_of_captions(prompt, prefix, max_new_tokens),
     )
     made.save(out)
     recipe = made.recipe
@@ -142,24 +135,3 @@ def command(
         wanted=recipe["wanted"],
         kept=recipe["kept captions"],
     )
-
-
-def pictures_of(
-    inputs: Sequence[str],
-    images: Path | None = None,
-    column: str | None = None,
-    limit: int | None = None,
-    sample: int | None = None,
-    seed: int = 0,
-) -> list[Image.Image]:
-    """Read the pictures that names stand for.
-
-    Raises:
-        SourceError: a name stands for nothing.
-        PictureError: one cannot be read.
-    """
-    from mmneurons.sources import gather
-    from mmneurons.vlm.pictures import decode_picture
-
-    items = gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
-    return [decode_picture(item.read(), item.source) for item in items]

@@ -27,6 +27,7 @@ from mmneurons.cli.common import (
     Seed,
     TrustRemoteCode,
     VisionTower,
+    asked_of_captions,
     load_model,
 )
 from mmneurons.cli.output import Output
@@ -150,8 +151,7 @@ def command(
     output.note(repr(vlm))
     gated = all(block.gated for block in vlm.anatomy.blocks)
     plan = _plan(suite, quick, finders or [], measures or [], gated, encoder, clip, known)
-    said = {"prompt": prompt, "prefix": prefix, "max_new_tokens": max_new_tokens}
-    options = {**asked.options, **{name: value for name, value in said.items() if value is not None}}
+    options = {**asked.options, **asked_of_captions(prompt, prefix, max_new_tokens)}
     last: list[Told] = []
     try:
         measured = measure(

@@ -34,7 +34,7 @@ from mmneurons.vlm.families.first_llava import is_first_llava
 from mmneurons.vlm.loading import without_bars
 from mmneurons.vlm.sites import plain
 from mmneurons.vlm.stored import may_be_absent, stored_as, weights
-from mmneurons.vlm.weights import own_weight
+from mmneurons.vlm.weights import bits, own_weight
 
 if TYPE_CHECKING:
     from mmneurons.vlm.model import VLM
@@ -219,9 +219,9 @@ def _same(stored: Shaped[Tensor, "..."], weight: Shaped[Tensor, "..."], change: 
     if not weight.is_floating_point():
         return bool((stored == weight).all())
     read = stored.to(weight.dtype)
-    alike = _bits(read) == _bits(weight)
+    alike = _alike(read, weight)
     if change is not None and force:
-        alike |= change.where & (_bits(_edited(read, change)) == _bits(weight))
+        alike |= change.where & _alike(_edited(read, change), weight)
     return bool(alike.all())
 
 
@@ -241,7 +241,7 @@ def _copy(
         before = stored.to(dtypes[name])
         after = _edited(before, change)
         kind = torch.promote_types(stored.dtype, after.dtype)
-        return torch.where(_bits(before) == _bits(after), stored.to(kind), after.to(kind))
+        return torch.where(_alike(before, after), stored.to(kind), after.to(kind))
 
     grown = 0
     for path in files:
@@ -320,9 +320,9 @@ def _at(part: Part) -> tuple[Int[Tensor, "neurons"], ...]:
     return (part.units,) if experts is None else (part.units // experts.width, part.units % experts.width)
 
 
-def _bits(weight: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
-    """The numbers as integers, so that NaN equals itself and the two zeros differ."""
-    return weight.contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[weight.itemsize])
+def _alike(one: Float[Tensor, "..."], other: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    """Where two tensors have the same bits: NaN equals itself, and the two zeros differ."""
+    return bits(one.contiguous()) == bits(other.contiguous())
 
 
 def _hidden(path: Path) -> bool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from mmneurons.edits.edit import Delta, Edit
 from mmneurons.errors import EditError, OptionError
+from mmneurons.whole_files import write_whole
 
 __all__ = ["FORMAT_VERSION", "load", "save"]
 
@@ -65,7 +65,7 @@ def save(edit: Edit, path: str | os.PathLike[str]) -> None:
     content = _content(edit)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, content)
+        write_whole(path, content)
     except OSError as error:
         raise EditError(f"{str(path)!r} cannot be written: {error.strerror or error}. Choose another place.") from error
 
@@ -157,24 +157,6 @@ def _text(name: str, value: object) -> str:
         return _json(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise EditError(f"The {name!r} of an edit has to be what JSON can say: {error}.") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Under another name first: a stop at any moment leaves the old file or the new one."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".edit.", suffix=".part")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp's file is its owner's alone; an edit is as readable as any other file that is written here
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def _check(file: BinaryIO, path: Path) -> None:

@@ -20,6 +20,7 @@ from mmneurons.edits.edit import Edit
 from mmneurons.errors import EditError
 from mmneurons.vlm.anatomy import Anatomy, WriteSite
 from mmneurons.vlm.fingerprint import fingerprint
+from mmneurons.vlm.sites import split
 
 if TYPE_CHECKING:
     from mmneurons.vlm.model import VLM
@@ -57,10 +58,8 @@ def parts(edit: Edit, anatomy: Anatomy) -> tuple[Part, ...]:
     for delta in edit.deltas:
         columns, vectors = delta.columns.long().cpu(), delta.vectors.float().cpu()
         weights, directions = delta.weights.float().cpu(), delta.directions.float().cpu()
-        for site in anatomy.blocks[delta.block].sites:
-            own = (columns >= site.start) & (columns < site.start + site.width)
-            if bool(own.any()):
-                found.append(Part(site, columns[own] - site.start, weights[own], directions, vectors[own]))
+        for site, own, units in split(anatomy.blocks[delta.block], columns):
+            found.append(Part(site, units, weights[own], directions, vectors[own]))
     return tuple(found)
 
 

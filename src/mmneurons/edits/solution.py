@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mmneurons.edits.edit import Delta
 from mmneurons.edits.task import Task
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.sites import dtype, weight
+from mmneurons.vlm.sites import dtype, split, weight
 from mmneurons.vlm.upper import Added, Upper
 
 __all__ = ["Solution", "live", "margins", "reached", "settings"]
@@ -37,12 +37,11 @@ def live(vlm: VLM, deltas: Sequence[Delta]) -> list[Added]:
     added = []
     for delta in deltas:
         vectors = delta.vectors.clone()
-        for site in vlm.anatomy.blocks[delta.block].sites:
-            inside = (delta.columns >= site.start) & (delta.columns < site.start + site.width)
-            if not bool(inside.any()) or dtype(vlm.model, site).itemsize >= 4:
-                continue
-            base = weight(vlm.model, site)[:, delta.columns[inside] - site.start].float().cpu().T
-            vectors[inside] = (base + vectors[inside]).to(dtype(vlm.model, site)).float() - base
+        for site, inside, columns in split(vlm.anatomy.blocks[delta.block], delta.columns):
+            kind = dtype(vlm.model, site)
+            if kind.itemsize < 4:
+                base = weight(vlm.model, site)[:, columns].float().cpu().T
+                vectors[inside] = (base + vectors[inside]).to(kind).float() - base
         added.append(Added(delta.block, delta.columns, vectors.to(vlm.device)))
     return added
 

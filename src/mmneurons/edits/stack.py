@@ -29,12 +29,10 @@ from mmneurons.vlm.decoding import generator
 from mmneurons.vlm.fingerprint import fingerprint
 from mmneurons.vlm.hooks import hooked
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.weights import fetched, is_plain
+from mmneurons.vlm.sites import split
+from mmneurons.vlm.weights import bits, fetched, is_plain
 
 __all__ = ["active", "applied", "apply", "base_fingerprint", "revert", "shared"]
-
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By the size of a number, the integers that its bits are looked at as."""
 
 _WRITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes whose numbers are what they say; those of 8 bits have a scale elsewhere."""
@@ -334,13 +332,11 @@ def _parts(vlm: VLM, edit: Edit) -> list[_Part]:
         vectors = delta.vectors.float().cpu()
         if not bool(vectors.isfinite().all()):
             raise EditError(f"{edit} holds numbers that are not finite, in block {delta.block}. Make it anew.")
-        for site in blocks[delta.block].sites:
-            own = (columns >= site.start) & (columns < site.start + site.width)
-            if bool(own.any()):
-                weight = _weight(vlm, site)
-                if weight is not None and weight.shape != _shape(site, hidden):
-                    raise EditError(f"{misfit}the weight of {site.module} is no longer of the shape that was measured.")
-                parts.append(_Part(delta.block, site, columns[own] - site.start, vectors[own]))
+        for site, own, units in split(blocks[delta.block], columns):
+            weight = _weight(vlm, site)
+            if weight is not None and weight.shape != _shape(site, hidden):
+                raise EditError(f"{misfit}the weight of {site.module} is no longer of the shape that was measured.")
+            parts.append(_Part(delta.block, site, units, vectors[own]))
     return parts
 
 
@@ -385,7 +381,7 @@ def _check_untouched(vlm: VLM, state: _State) -> None:
                 "edits before converting a model."
             )
         now = _read(weight, held.site, held.units)
-        wrong = held.units[(_bits(now) != _bits(held.written)).any(1)].tolist()
+        wrong = held.units[(bits(now) != bits(held.written)).any(1)].tolist()
         if wrong:
             more = f" and {len(wrong) - 1} more of its site" if len(wrong) > 1 else ""
             raise EditError(
@@ -472,11 +468,6 @@ def _rewritten(vlm: VLM, state: _State, rewrites: Sequence[_Rewrite], undo: Exit
     return replace(state, held=held, known=known)
 
 
-def _bits(values: Tensor) -> Tensor:
-    """The same memory as integers: what is copied and compared so is never rounded, NaN or not."""
-    return values.detach().view(_BITS[values.element_size()])
-
-
 def _places(site: WriteSite, units: Int[Tensor, "units"]) -> tuple[Tensor | slice, ...]:
     """Where columns lie in a site's weight."""
     if site.experts is None:
@@ -487,18 +478,18 @@ def _places(site: WriteSite, units: Int[Tensor, "units"]) -> tuple[Tensor | slic
 
 def _read(weight: Tensor, site: WriteSite, units: Int[Tensor, "units"]) -> Float[Tensor, "units hidden"]:
     """Columns, on the CPU."""
-    found = _bits(weight)[_places(site, units.to(weight.device))]
+    found = bits(weight)[_places(site, units.to(weight.device))]
     if site.experts is None and not site.transposed:
         found = found.T
     return found.cpu().contiguous().view(weight.dtype)
 
 
 def _write(weight: Tensor, site: WriteSite, units: Int[Tensor, "units"], values: Float[Tensor, "units hidden"]) -> None:
-    given = _bits(values).to(weight.device)
+    given = bits(values).to(weight.device)
     if site.experts is None and not site.transposed:
         given = given.T
     # a view shares the weight's counter of changes, so whoever keeps something of it sees that it changed
-    _bits(weight)[_places(site, units.to(weight.device))] = given
+    bits(weight)[_places(site, units.to(weight.device))] = given
 
 
 # outputs
@@ -616,7 +607,7 @@ def _marks(weights: Iterable[Tensor]) -> list[tuple[int, int, bytes] | None]:
             # odd, or it would be the same column of every row
             step = weight.numel() // _SAMPLE | 1
             chosen = torch.arange(0, weight.numel(), step, device=weight.device)
-            sample = torch.take(weight.detach().view(_BITS[weight.element_size()]), chosen).cpu().numpy().tobytes()
+            sample = torch.take(bits(weight), chosen).cpu().numpy().tobytes()
             marks.append((weight._version, weight.data_ptr(), sample))
         except (KeyError, NotImplementedError, RuntimeError, TypeError):
             marks.append(None)

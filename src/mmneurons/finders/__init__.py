@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from mmneurons.errors import OptionError
 from mmneurons.finders.ablation import Ablation
 from mmneurons.finders.activation import Activation
 from mmneurons.finders.activation_times_unembedding import ActivationTimesUnembedding
@@ -18,6 +17,7 @@ from mmneurons.finders.integrated_gradients import IntegratedGradients
 from mmneurons.finders.log_probability_increase import LogProbabilityIncrease
 from mmneurons.finders.protocol import BatchFinder, Finder, Scores, Target
 from mmneurons.finders.total import Total
+from mmneurons.options import chosen
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import Recording
 
@@ -64,19 +64,7 @@ def make_finder(finder: str | Finder, options: dict[str, object]) -> Finder:
     Raises:
         OptionError: there is no such finder, or it has no such option.
     """
-    if not isinstance(finder, str):
-        if not callable(finder):
-            raise OptionError(f"finder={finder!r} is not possible: pass {', '.join(FINDERS)}, or a finder.")
-        if options:
-            raise OptionError(f"{finder!r} has its options already; these were passed beside it: {', '.join(options)}.")
-        return finder
-    if finder not in FINDERS:
-        raise OptionError(f"There is no finder {finder!r}. There are: {', '.join(FINDERS)}.")
-    known = [field.name for field in fields(FINDERS[finder])]
-    if unknown := [name for name in options if name not in known]:
-        has = f"Its options are: {', '.join(known)}." if known else "It has none."
-        raise OptionError(f"The finder {finder!r} has no option {', '.join(unknown)}. {has}")
-    return FINDERS[finder](**options)
+    return chosen("finder", FINDERS, finder, options)
 
 
 def score_all(finder: Finder, vlm: VLM, work: Sequence[tuple[Recording, Sequence[Target]]]) -> list[list[Scores]]:

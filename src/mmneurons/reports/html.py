@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 from mmneurons.errors import ExtraMissingError, RunError
 from mmneurons.options import check_whole
 from mmneurons.runs.reader import Run, readable
+from mmneurons.whole_files import write_whole
 
 __all__ = ["write_report"]
 
@@ -50,21 +49,5 @@ def write_report(run: Run, out: Path, *, pictures: int = 40) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     with readable(run.path):
         text = page(run, pictures)
-    _write(out, text)
+    write_whole(out, text.encode())
     return out
-
-
-def _write(out: Path, text: str) -> None:
-    """Under another name first: whoever has the old report open never reads half of the new one."""
-    descriptor, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        # mkstemp's file is its owner's alone; a report is as readable as any other file that is written here
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, out)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

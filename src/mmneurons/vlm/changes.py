@@ -21,7 +21,7 @@ from mmneurons.vlm.anatomy import WriteSite
 from mmneurons.vlm.hooks import hooked
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.sites import columns as columns_of
-from mmneurons.vlm.sites import expert_activations
+from mmneurons.vlm.sites import expert_activations, split
 
 __all__ = ["ALL", "EMITTING", "Change", "changed", "emitting", "heard_activations", "zeros"]
 
@@ -144,18 +144,16 @@ def _by_site(vlm: VLM, changes: Sequence[Change]) -> Iterator[tuple[WriteSite, l
         block = vlm.anatomy.blocks[change.block]
         if len(change.columns) and not 0 <= int(change.columns.min()) <= int(change.columns.max()) < block.width:
             raise AnatomyError(f"Block {change.block} has units 0 to {block.width - 1}; others were to be changed.")
-        for site in block.sites:
-            own = (change.columns >= site.start) & (change.columns < site.start + site.width)
-            if bool(own.any()):
-                part = Change(
-                    block=change.block,
-                    columns=change.columns[own] - site.start,
-                    factor=change.factor[own],
-                    shift=change.shift[own],
-                    row=change.row,
-                    noise=None if change.noise is None else change.noise[own],
-                )
-                grouped.setdefault(site.module, (site, []))[1].append(part)
+        for site, own, columns in split(block, change.columns):
+            part = Change(
+                block=change.block,
+                columns=columns,
+                factor=change.factor[own],
+                shift=change.shift[own],
+                row=change.row,
+                noise=None if change.noise is None else change.noise[own],
+            )
+            grouped.setdefault(site.module, (site, []))[1].append(part)
     yield from grouped.values()
 
 

@@ -5,7 +5,7 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from mmneurons.vlm.weights import own_weight
+from mmneurons.vlm.weights import here
 
 __all__ = ["fingerprint"]
 
@@ -22,9 +22,7 @@ def fingerprint(model: nn.Module) -> str:
     for name, weight in sorted(model.state_dict().items()):
         if not isinstance(weight, Tensor):
             continue
-        if weight.device.type == "meta":
-            holder, _, own = name.rpartition(".")
-            weight = own_weight(model.get_submodule(holder), own)
+        weight = here(model, name, weight)
         digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}\n".encode())
         flat = weight.detach().contiguous().flatten().view(torch.uint8)
         for start in range(0, len(flat), _CHUNK):

@@ -5,17 +5,31 @@ Everything is read from the model as it is now; nothing is kept.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from mmneurons.errors import AnatomyError
-from mmneurons.vlm.anatomy import WriteSite
+from mmneurons.vlm.anatomy import Block, WriteSite
 from mmneurons.vlm.weights import asked_columns, fetched, is_plain, own_weight, products
 
-__all__ = ["bias", "columns", "dtype", "expert_activations", "expert_outputs", "plain", "project", "weight"]
+__all__ = ["bias", "columns", "dtype", "expert_activations", "expert_outputs", "plain", "project", "split", "weight"]
+
+
+def split(
+    block: Block, columns: Int[Tensor, "columns"]
+) -> Iterator[tuple[WriteSite, Bool[Tensor, "columns"], Int[Tensor, "own"]]]:
+    """Some columns of a block, spread over its write sites; sites that have none of them are left out.
+
+    Yields:
+        A site, which of the columns are its own, and these counted from its first.
+    """
+    for site in block.sites:
+        own = (columns >= site.start) & (columns < site.start + site.width)
+        if bool(own.any()):
+            yield site, own, columns[own] - site.start
 
 
 def plain(model: nn.Module, site: WriteSite) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from mmneurons.vlm.weights import own_weight
+from mmneurons.vlm.weights import here
 
 __all__ = ["may_be_absent", "stored_as", "weights"]
 
@@ -30,7 +30,7 @@ def weights(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
         numbered = re.match(r".*?\.\d+\.", name)
         groups[numbered[0] if numbered else ""].append(name)
     for names in groups.values():
-        yield {name: _here(model, name, state[name]) for name in names}
+        yield {name: here(model, name, state[name]).detach().cpu() for name in names}
 
 
 def stored_as(model: PreTrainedModel, some: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -58,10 +58,3 @@ def may_be_absent(model: PreTrainedModel) -> set[str]:
     state = model.state_dict()
     shared = {name: state[name] for names in sharing.values() if len(names) > 1 for name in names}
     return set(stored_as(model, shared)) if shared else set()
-
-
-def _here(model: PreTrainedModel, name: str, weight: Tensor) -> Tensor:
-    if weight.device.type == "meta":
-        holder, _, own = name.rpartition(".")
-        weight = own_weight(model.get_submodule(holder), own)
-    return weight.detach().cpu()

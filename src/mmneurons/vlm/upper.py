@@ -26,6 +26,7 @@ from mmneurons.vlm.derivatives import constant_weights
 from mmneurons.vlm.hooks import evaluating, hooked
 from mmneurons.vlm.inputs import Request, collate
 from mmneurons.vlm.model import VLM
+from mmneurons.vlm.sites import split
 
 __all__ = ["Added", "Said", "Upper", "upper"]
 
@@ -103,13 +104,6 @@ class Upper:
         found = [self._run(part, added) for part in self.parts]
         order = torch.cat([part.order for part in self.parts])
         return torch.cat(found)[order.argsort().to(found[0].device)]
-
-    def batches(
-        self, added: Sequence[Added] = ()
-    ) -> Iterator[tuple[Int[Tensor, "wanted"], Float[Tensor, "wanted vocabulary"]]]:
-        """As ``logits``, batch by batch, with the places among all; so that one graph at a time has to be held."""
-        for part in self.parts:
-            yield part.order, self._run(part, added)
 
     def _run(self, part: _Part, added: Sequence[Added]) -> Float[Tensor, "wanted vocabulary"]:
         gradient = any(own.vectors.requires_grad for own in added)
@@ -327,10 +321,8 @@ def _adding(vlm: VLM, added: Sequence[Added]) -> dict[str, Callable[..., Tensor]
     """Hooks that add to what write sites give what the vectors would have written."""
     hooks: dict[str, Callable[..., Tensor]] = {}
     for own in added:
-        for site in vlm.anatomy.blocks[own.block].sites:
-            inside = (own.columns >= site.start) & (own.columns < site.start + site.width)
-            if bool(inside.any()):
-                hooks[site.module] = _adds(site, own.columns[inside] - site.start, own.vectors[inside])
+        for site, inside, columns in split(vlm.anatomy.blocks[own.block], own.columns):
+            hooks[site.module] = _adds(site, columns, own.vectors[inside])
     return hooks
 
 

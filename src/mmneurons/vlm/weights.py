@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mmneurons.errors import AnatomyError
 
-__all__ = ["asked_columns", "fetched", "is_plain", "own_weight", "products"]
+__all__ = ["asked_columns", "bits", "fetched", "here", "is_plain", "own_weight", "products"]
 
 ASKED = 4
 """How many columns are asked for to see whether a derivative can be believed."""
@@ -29,6 +29,23 @@ CLOSE = 0.02
 
 CHUNK = 512
 """How many columns are asked for at once where all have to be."""
+
+
+def bits(values: Tensor) -> Tensor:
+    """The same memory as integers: what is copied or compared so is never rounded, and NaN equals itself."""
+    return values.detach().view(_BITS[values.element_size()])
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the size of a number, the integers that its bits are looked at as."""
+
+
+def here(model: nn.Module, name: str, weight: Tensor) -> Tensor:
+    """A weight of a model's state, fetched by its dotted name where accelerate keeps it elsewhere."""
+    if weight.device.type != "meta":
+        return weight
+    holder, _, own = name.rpartition(".")
+    return own_weight(model.get_submodule(holder), own)
 
 
 def is_plain(module: nn.Module, parameter: str = "weight") -> bool:
