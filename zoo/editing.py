@@ -18,11 +18,10 @@ from pathlib import Path
 import mmneurons as mmn
 from mmneurons.edits.edit import Edit
 from mmneurons.edits.methods import make_method
-from mmneurons.edits.outcome import Outcome, Pool
-from mmneurons.edits.solution import live, reached
+from mmneurons.edits.solution import converged
 from mmneurons.edits.stack import base_fingerprint
 from mmneurons.edits.task import Swap, make_task, says
-from mmneurons.vlm.upper import upper
+from mmneurons.measures.edit_outcome import Pool
 from zoo.scenes import Scene, Vocabulary, make_scene
 from zoo.sprites import HELD_OUT, TRAINED, load, read_concepts
 
@@ -155,11 +154,6 @@ def jobs(names: Sequence[str], development: bool) -> Iterator[Job]:
             yield Job("rival", name, method, options, source, to)
 
 
-def line(outcome: Outcome) -> dict[str, object]:
-    """An outcome, as JSON has it."""
-    return asdict(outcome)
-
-
 def main() -> None:
     """Measures what is not measured yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -200,9 +194,6 @@ def main() -> None:
         seconds = time.perf_counter() - began
         recipe = {"source": job.source, "to": job.to, "method": job.method}
         edit = Edit(solution.deltas, recipe, {"fingerprint": fingerprint}, banned=solution.banned)
-        sure = not solution.deltas or all(
-            reached(task, upper(vlm, task.said(), solution.deltas[0].block), live(vlm, solution.deltas))
-        )
         found = {name: Pool(vlm, [one for one, _ in part]).outcomes(edit) for name, part in own.items()}
         found |= {f"others {style}".strip(): pools[style].outcomes(edit) for style in pools}
         there = {name: [sorted(names) for _, names in part] for name, part in own.items()}
@@ -214,8 +205,8 @@ def main() -> None:
             "seconds": seconds,
             "learned from": len(own["learned"]),
             "wanted": len(task.wants),
-            "converged": sure,
-            "outcomes": {name: [line(one) for one in part] for name, part in found.items()},
+            "converged": converged(task, solution),
+            "outcomes": {name: [asdict(one) for one in part] for name, part in found.items()},
             "shown": there,
         }
         with path.open("a") as file:

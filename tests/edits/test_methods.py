@@ -7,12 +7,12 @@ import mmneurons as mmn
 from mmneurons.edits.learned import FineTune, Learned, LoRA, Refined
 from mmneurons.edits.methods import METHODS, make_method
 from mmneurons.edits.neurons import best_neurons
-from mmneurons.edits.outcome import Pool
 from mmneurons.edits.rivals import Erase, KnowledgeNeurons, Scale
 from mmneurons.edits.solution import live, reached
 from mmneurons.edits.task import Swap, make_task, says
 from mmneurons.errors import OptionError
 from mmneurons.finders import Contribution, Target
+from mmneurons.measures.edit_outcome import Pool
 from mmneurons.vlm.sites import columns
 from mmneurons.vlm.upper import upper
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mmneurons.edits import Edit
-from mmneurons.edits.outcome import Agreement, Outcome
+from mmneurons.measures.edit_outcome import Agreement, Outcome
 from mmneurons.measures.edit_quality import Quality, figures
 from mmneurons.measures.intervals import wilson
 

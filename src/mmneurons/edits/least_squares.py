@@ -87,11 +87,12 @@ class LeastSquares:
         vlm = task.vlm
         blocks = sorted({block % len(vlm.anatomy.blocks) for block in self.blocks if _is_block(vlm, block)})
         head = readout(vlm)
+        spread = None if self.whitening is None else _covariance(head)
         arrows = _arrows(task.wants)
         kept = _features(task.kept, blocks)
         wanted = [_features([Kept(want.recording, (want.step,)) for want in own], blocks) for own in arrows.values()]
         parts = [
-            _Arrow(vlm, head, blocks, want, own, _all([kept, *wanted[:k], *wanted[k + 1 :]]), self)
+            _Arrow(vlm, head, blocks, want, own, _all([kept, *wanted[:k], *wanted[k + 1 :]]), spread, self)
             for k, (want, own) in enumerate(zip(arrows.values(), wanted, strict=True))
         ]
         above = upper(vlm, task.said(), blocks[0])
@@ -103,7 +104,7 @@ class LeastSquares:
                 break
             for part in parts:
                 part.ask_for_more([reached[id(want)] for want in part.wants])
-        return Solution(deltas, settings(self))
+        return Solution(deltas, settings(self), above=above)
 
 
 _SURE = 4.0
@@ -124,9 +125,7 @@ def _arrows(wants: Sequence[Want]) -> dict[tuple[int | None, int], list[Want]]:
     """Steps that are pushed the same way: from the token that is said now to the one that is wanted."""
     arrows: dict[tuple[int | None, int], list[Want]] = {}
     for want in wants:
-        logits = want.recording.logits[want.step]
-        worst = max(want.sources, key=lambda token: float(logits[token]))
-        arrows.setdefault((want.target, worst), []).append(want)
+        arrows.setdefault((want.target, want.now), []).append(want)
     return arrows
 
 
@@ -152,12 +151,13 @@ class _Arrow:
         wants: Sequence[Want],
         features: Float[Tensor, "steps features"],
         rest: Float[Tensor, "kept features"],
+        spread: Float[Tensor, "hidden hidden"] | None,
         options: LeastSquares,
     ) -> None:
         self.wants = wants
         rest = rest if len(rest) else torch.zeros(1, features.shape[1])
         self._options, width = options, vlm.anatomy.width
-        self._directions, gains = _directions(vlm, head, blocks, wants, options.whitening)
+        self._directions, gains = _directions(vlm, head, blocks, wants, spread, options.whitening)
         self._first = torch.tensor(
             [want.margin(want.recording.logits[want.step]) for want in wants], dtype=torch.double
         )
@@ -197,54 +197,57 @@ class _Arrow:
 
 
 def _directions(
-    vlm: VLM, head: Readout, blocks: Sequence[int], wants: Sequence[Want], whitening: float | None
+    vlm: VLM,
+    head: Readout,
+    blocks: Sequence[int],
+    wants: Sequence[Want],
+    spread: Float[Tensor, "hidden hidden"] | None,
+    whitening: float | None,
 ) -> tuple[dict[int, Float[Tensor, "hidden"]], Float[Tensor, "wants blocks"]]:
-    """What columns of each block write, of length 1; and by how much a unit of it moves the gap, step by step."""
-    first = wants[0]
-    logits = first.recording.logits[first.step]
-    worst = max(first.sources, key=lambda token: float(logits[token]))
-    rows, _ = head.rows(torch.tensor([worst] if first.target is None else [first.target, worst]))
-    gap = -rows[0] if first.target is None else rows[0] - rows[1]
-    steps = [(want.recording, want.step) for want in wants]
-    stream, statistics, factors = (
-        torch.stack([getattr(recording, name)[step] for recording, step in steps])
-        for name in ("stream", "statistics", "factors")
-    )
+    """What columns of each block write, of length 1; and by how much a unit of it moves the gap, step by step.
 
-    def carried(directions: Tensor, count: int) -> list[Tensor]:
-        here = (
-            [t[:1].expand(count, -1) for t in (stream, statistics, factors)]
-            if count != len(wants)
-            else [stream, statistics, factors]
+    Args:
+        vlm: the model.
+        head: its readout.
+        blocks: the blocks.
+        wants: steps that are pushed the same way.
+        spread: the covariance of the unembeddings; None for directions that are not whitened.
+        whitening: ε.
+    """
+    first = wants[0]
+    rows, _ = head.rows(torch.tensor([first.now] if first.target is None else [first.target, first.now]))
+    gap = -rows[0] if first.target is None else rows[0] - rows[1]
+
+    def carried(directions: Tensor, steps: Sequence[Want]) -> list[Tensor]:
+        """Directions of the head, one for each step, where the blocks write."""
+        stream, statistics, factors = (
+            torch.stack([getattr(want.recording, name)[want.step] for want in steps])
+            for name in ("stream", "statistics", "factors")
         )
-        pulled = head.pull_back(directions, here[0])
-        back = carry_back(vlm.model, vlm.anatomy, pulled, here[1], here[2])
+        back = carry_back(vlm.model, vlm.anatomy, head.pull_back(directions, stream), statistics, factors)
         return [back.at(vlm.anatomy.blocks[block].sites[0].path).float() for block in blocks]
 
-    own = carried(gap.expand(len(wants), -1), len(wants))
-    directions: dict[int, Tensor] = {}
-    gains = []
-    sample = _sample(head) if whitening is not None else None
-    maps = carried(torch.eye(len(gap)), len(gap)) if sample is not None else [None] * len(blocks)
-    for block, here, through in zip(blocks, own, maps, strict=True):
-        mean = here.mean(0)
-        if sample is not None and through is not None and whitening is not None:
-            seen = sample @ through
-            covariance = seen.T @ seen / len(seen)
-            covariance += whitening * covariance.diagonal().mean() * torch.eye(len(mean))
-            mean = torch.linalg.solve(covariance.double(), mean.double()).float()
-        directions[block] = mean / mean.norm()
-        gains.append((here @ directions[block]).double())
+    own = carried(gap.expand(len(wants), -1), wants)
+    directions = {block: here.mean(0) for block, here in zip(blocks, own, strict=True)}
+    if spread is not None and whitening is not None:
+        # the map from the head to where each block writes, at the first step
+        for block, through in zip(blocks, carried(torch.eye(len(gap)), [first] * len(gap)), strict=True):
+            covariance = through.T @ spread @ through
+            covariance += whitening * covariance.diagonal().mean() * torch.eye(len(gap))
+            directions[block] = torch.linalg.solve(covariance.double(), directions[block].double()).float()
+    directions = {block: direction / direction.norm() for block, direction in directions.items()}
+    gains = [(here @ directions[block]).double() for block, here in zip(blocks, own, strict=True)]
     return directions, torch.stack(gains, 1)
 
 
-def _sample(head: Readout) -> Float[Tensor, "tokens hidden"]:
-    """Unembeddings of ordinary tokens, less their mean."""
+def _covariance(head: Readout) -> Float[Tensor, "hidden hidden"]:
+    """Of the unembeddings of ordinary tokens."""
     ordinary = head.ordinary.nonzero().flatten()
     if len(ordinary) > SAMPLED:
         ordinary = ordinary[torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(0))[:SAMPLED]]
     rows, _ = head.rows(ordinary)
-    return rows - rows.mean(0)
+    rows = rows - rows.mean(0)
+    return rows.T @ rows / len(rows)
 
 
 def _joined(

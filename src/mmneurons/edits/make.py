@@ -7,17 +7,16 @@ from importlib.metadata import version
 
 from mmneurons.edits.edit import Edit
 from mmneurons.edits.methods import Method, make_method
-from mmneurons.edits.solution import live, reached
+from mmneurons.edits.solution import converged
 from mmneurons.edits.stack import active, base_fingerprint
-from mmneurons.edits.task import Swap, Task, check_words, described, make_task, says
-from mmneurons.errors import EditError, RecordingError
+from mmneurons.edits.task import Swap, check_words, described, make_task, says
+from mmneurons.errors import EditError
 from mmneurons.finding import WordFinding
 from mmneurons.recordings import record_pictures
 from mmneurons.vlm.inputs import PREFIX, PROMPT
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, open_picture
 from mmneurons.vlm.recording import Recording
-from mmneurons.vlm.upper import upper
 from mmneurons.words import Word
 
 __all__ = ["edit"]
@@ -93,7 +92,6 @@ def edit(
         others += recorded([one for one in keep if not isinstance(one, Recording)])
     task = make_task(vlm, swap, examples, others)
     solution = solver(task)
-    converged = bool(solution.banned) or _converged(task, solution.deltas and live(vlm, solution.deltas))
     recipe = {
         **described(task),
         "method": method if isinstance(method, str) else type(method).__name__,
@@ -104,7 +102,7 @@ def edit(
         "versions": {name: version(name) for name in ("mmneurons", "torch", "transformers")},
     }
     about = {"name": vlm.name, "class": type(vlm.model).__name__, "fingerprint": base_fingerprint(vlm)}
-    return Edit(solution.deltas, recipe, about, {}, converged, solution.banned)
+    return Edit(solution.deltas, recipe, about, {}, converged(task, solution), solution.banned)
 
 
 def _findings(source: str | WordFinding | Sequence[WordFinding]) -> list[WordFinding]:
@@ -127,13 +125,3 @@ def _bundled() -> list[PictureLike]:
     from mmneurons.demo import pictures
 
     return [picture.path for picture in pictures()]
-
-
-def _converged(task: Task, added: object) -> bool:
-    if not isinstance(added, list) or not added:
-        return False
-    try:
-        above = upper(task.vlm, task.said(), min(one.block for one in added))
-    except RecordingError:
-        return False
-    return all(reached(task, above, added))

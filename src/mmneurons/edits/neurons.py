@@ -37,9 +37,7 @@ def best_neurons(task: Task, finder: str, k: int, skip_last: int = 0) -> list[tu
     score = make_finder(finder, {})
     total = torch.zeros(len(blocks), task.vlm.anatomy.width)
     for want in task.wants:
-        logits = want.recording.logits[want.step]
-        now = max(want.sources, key=lambda token: float(logits[token]))
-        (own,) = score(task.vlm, want.recording, [Target(want.step, now)])
+        (own,) = score(task.vlm, want.recording, [Target(want.step, want.now)])
         total += own.values
     return Scores(total[:left], total[:left], None).best(k, widths)
 

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmneurons.edits.edit import Delta
-from mmneurons.edits.forms import forms_of
 from mmneurons.edits.neurons import best_neurons, by_block
 from mmneurons.edits.solution import Solution, settings
 from mmneurons.edits.task import Task
@@ -45,9 +44,7 @@ class KnowledgeNeurons:
     def __call__(self, task: Task) -> Solution:
         """Write the edit down."""
         want = task.wants[0]
-        logits = want.recording.logits[want.step]
-        now = max(want.sources, key=lambda token: float(logits[token]))
-        rows, _ = readout(task.vlm).rows(torch.tensor([now] if want.target is None else [now, want.target]))
+        rows, _ = readout(task.vlm).rows(torch.tensor([want.now] if want.target is None else [want.now, want.target]))
         direction = self.factor * (-rows[0] if want.target is None else rows[1] - rows[0])
         deltas = [
             Delta(block, columns, torch.ones(len(columns), 1), direction[None])
@@ -108,11 +105,9 @@ class Ban:
         """Spell them: all forms, with and without a capital, with and without a blank before them."""
         tokenizer = getattr(task.vlm.processor, "tokenizer", None)
         assert tokenizer is not None
-        texts = {form.text for form in forms_of(task.swap.source, task.swap.inflections)}
-        texts |= {text[:1].upper() + text[1:] for text in texts}
         spelled = {
             tuple(tokenizer(before + text, add_special_tokens=False)["input_ids"])
-            for text in texts
+            for text in task.swap.spellings
             for before in ("", " ")
         }
         return Solution((), settings(self), tuple(sorted(spelled)))

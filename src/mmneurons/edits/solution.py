@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from mmneurons.edits.edit import Delta
 from mmneurons.edits.task import Task
+from mmneurons.errors import RecordingError
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.sites import dtype, split, weight
-from mmneurons.vlm.upper import Added, Upper
+from mmneurons.vlm.upper import Added, Upper, upper
 
-__all__ = ["Solution", "live", "margins", "reached", "settings"]
+__all__ = ["Solution", "converged", "live", "margins", "reached", "settings"]
 
 SURE = 0.9
 """The probability that a wanted token has to have."""
@@ -25,11 +26,13 @@ class Solution:
         deltas: one for a block, in the order of the blocks.
         options: the solver's settings, as JSON has them.
         banned: token sequences that generation must not say.
+        above: the upper part over what is wanted, where the solver has run it.
     """
 
     deltas: tuple[Delta, ...]
     options: Mapping[str, object]
     banned: tuple[tuple[int, ...], ...] = ()
+    above: Upper | None = None
 
 
 def live(vlm: VLM, deltas: Sequence[Delta]) -> list[Added]:
@@ -62,6 +65,18 @@ def reached(task: Task, above: Upper, added: Sequence[Added]) -> list[bool]:
         else:
             found.append(float(p[want.target]) >= SURE)
     return found
+
+
+def converged(task: Task, solution: Solution) -> bool:
+    """Whether every wanted token is reached once the weights are rounded; banned words are not said in any case."""
+    if solution.banned or not solution.deltas:
+        return bool(solution.banned)
+    above = solution.above
+    try:
+        above = upper(task.vlm, task.said(), solution.deltas[0].block) if above is None else above
+    except RecordingError:
+        return False
+    return all(reached(task, above, live(task.vlm, solution.deltas)))
 
 
 def settings(solver: object) -> Mapping[str, object]:

@@ -17,7 +17,7 @@ from mmneurons.vlm.recording import Keep, Recording, record_forced
 from mmneurons.vlm.upper import Said
 from mmneurons.words import Word, find_words, stands_in
 
-__all__ = ["Kept", "Swap", "Task", "Want", "check_words", "make_task", "says"]
+__all__ = ["Kept", "Swap", "Task", "Want", "check_words", "described", "ids_of", "make_task", "says"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,12 @@ class Want:
     step: int
     target: int | None
     sources: tuple[int, ...]
+
+    @property
+    def now(self) -> int:
+        """Which of the tokens that are not to be said is the likeliest, unedited."""
+        logits = self.recording.logits[self.step]
+        return max(self.sources, key=lambda token: float(logits[token]))
 
     def margin(self, logits: Float[Tensor, "vocabulary"]) -> float:
         """By how much the best token that may be said is before the best that may not; negative where it is not."""
@@ -81,6 +87,12 @@ class Swap:
     def forms(self) -> tuple[Form, ...]:
         """Of the word."""
         return forms_of(self.source, self.inflections)
+
+    @property
+    def spellings(self) -> frozenset[str]:
+        """The word's forms, with and without a capital."""
+        texts = [form.text for form in self.forms]
+        return frozenset([*texts, *(text[:1].upper() + text[1:] for text in texts)])
 
     def instead_of(self, form: str, plural: bool) -> str:
         """What takes the place of a form of the word."""
@@ -223,12 +235,10 @@ def _occurrences(recording: Recording, swap: Swap) -> list[Word]:
 
 
 def _first_tokens(vlm: VLM, swap: Swap) -> frozenset[int]:
-    """The first tokens of the word's spellings: its forms, with and without a capital, behind a blank."""
+    """The first tokens of the word's spellings, behind a blank."""
     tokenizer = getattr(vlm.processor, "tokenizer", None)
     assert tokenizer is not None
-    texts = {form.text for form in swap.forms}
-    texts |= {text[:1].upper() + text[1:] for text in texts}
-    return frozenset(tokenizer(f" {text}", add_special_tokens=False)["input_ids"][0] for text in texts)
+    return frozenset(tokenizer(f" {text}", add_special_tokens=False)["input_ids"][0] for text in swap.spellings)
 
 
 def _before(recording: Recording, step: int, spelled: frozenset[int]) -> Kept:
@@ -273,7 +283,7 @@ def _is_plural(surface: str, swap: Swap) -> bool:
     return next((form.plural for form in swap.forms if fold(form.text) == own), False)
 
 
-_SEVERAL = {"a": "two", "an": "two", "one": "two", "the": "two"}
+_OF_ONE = frozenset({"a", "an", "one", "the"})
 
 
 def _other_number(vlm: VLM, recording: Recording, word: Word, swap: Swap) -> Iterator[tuple[Recording, Word]]:
@@ -284,9 +294,9 @@ def _other_number(vlm: VLM, recording: Recording, word: Word, swap: Swap) -> Ite
     shift = len(recording.request.prefix)
     before = recording.caption[shift : word.start].rstrip()
     head, _, article = before.rpartition(" ")
-    if article not in _SEVERAL:
+    if article not in _OF_ONE:
         return
-    text = f"{head} {_SEVERAL[article]} {other.text}"
+    text = f"{head} two {other.text}"
     try:
         ids = spell(vlm, recording.request, text)
         forced = read(vlm, record_forced(vlm, recording.request, ids, _LEAN))

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmneurons.edits.edit import Edit
-from mmneurons.edits.outcome import Outcome, Pool, swap_of
 from mmneurons.measures.causal_effect import rest_likeness
+from mmneurons.measures.edit_outcome import Outcome, Pool, swap_of
 from mmneurons.measures.intervals import Estimate, mean_resampled, wilson
 
 __all__ = ["Figure", "Quality", "edit_quality", "figures"]

@@ -13,6 +13,7 @@ from mmneurons.edits.edit import Edit
 from mmneurons.edits.solution import live
 from mmneurons.edits.stack import applied
 from mmneurons.edits.task import Swap, ids_of, says
+from mmneurons.measures.effects import divergence
 from mmneurons.recordings import BATCH_SIZE, read
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import Keep, Recording, record_generation
@@ -165,13 +166,10 @@ def caption_outcome(
 
 def _agreement(before: Float[Tensor, "steps vocabulary"], after: Float[Tensor, "steps vocabulary"]) -> Agreement:
     first, second = before.topk(TOP, -1).indices, after.topk(TOP, -1).indices
-    old, new = before.log_softmax(-1), after.log_softmax(-1)
-    there = old > torch.finfo(torch.float16).min
-    divergence = torch.where(there, old.exp() * (old - new), 0.0).sum(-1)
     return Agreement(
         top=float((first[:, 0] == second[:, 0]).float().mean()),
         top_ten=float((first == second).all(-1).float().mean()),
-        divergence=float(divergence.mean()),
+        divergence=float(divergence(before, after).mean()),
     )
 
 
