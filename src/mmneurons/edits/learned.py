@@ -248,11 +248,14 @@ def descend(
     plain = upper(vlm, task.said(), lowest)
     own = [kept for kept in task.kept if kept.own and kept.steps] if weights.earlier else []
     others = [kept for kept in task.kept if not kept.own and kept.steps] if weights.keep else []
-    groups = []
+    terms = []
     for weight, kept in ((weights.earlier, own), (weights.keep, others)):
+        choices = []
         for part in _chunks(kept, kept_at_once):
             said = [Said(one.recording.request, ids_of(one.recording), one.steps) for one in part]
-            groups.append((weight, part, upper(vlm, said, lowest)))
+            choices.append((part, upper(vlm, said, lowest)))
+        if choices:
+            terms.append((weight, choices))
     draw = random.Random(seed)
     length = {delta.block: _mean_length(task, delta) for delta in start}
     parameters = []
@@ -270,7 +273,7 @@ def descend(
         if stop and all(reached(task, plain, live(vlm, deltas))):
             break
         adam.zero_grad()
-        for loss in _losses(task, wanted, groups, shown, weights, draw):
+        for loss in _losses(task, wanted, terms, shown, weights, draw):
             loss.backward()
         adam.step()
     return tuple(replace(d, weights=f.detach().cpu(), directions=v.detach().cpu()) for d, f, v in shown)
@@ -286,7 +289,7 @@ def _added(shown: Shown) -> list[Added]:
 def _losses(
     task: Task,
     wanted: Upper,
-    groups: Sequence[tuple[float, Sequence[Kept], Upper]],
+    kept_terms: Sequence[tuple[float, Sequence[tuple[Sequence[Kept], Upper]]]],
     shown: Shown,
     weights: _Weights,
     draw: random.Random,
@@ -308,10 +311,7 @@ def _losses(
     if weights.size:
         terms = terms + weights.size * torch.cat([own.vectors.flatten() for own in _added(shown)]).norm()
     found = [terms]
-    by_weight: dict[float, list[tuple[Sequence[Kept], Upper]]] = {}
-    for weight, kept, above in groups:
-        by_weight.setdefault(weight, []).append((kept, above))
-    for weight, choices in by_weight.items():
+    for weight, choices in kept_terms:
         kept, above = draw.choice(choices)
         after = above.logits(_added(shown)).log_softmax(-1)
         before = torch.cat([one.recording.logits[list(one.steps)] for one in kept]).to(after).log_softmax(-1)
