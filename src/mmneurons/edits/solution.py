@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
 from mmneurons.edits.edit import Delta
 from mmneurons.edits.task import Task
 from mmneurons.errors import RecordingError
@@ -36,17 +40,33 @@ class Solution:
 
 
 def live(vlm: VLM, deltas: Sequence[Delta]) -> list[Added]:
-    """What deltas add once the weights are rounded to the model's dtype."""
+    """What deltas add once the weights are rounded to the model's dtype; those of one block, of several edits, sum up.
+
+    Returns:
+        One for a block, in the order of the blocks.
+    """
     added = []
-    for delta in deltas:
-        vectors = delta.vectors.clone()
-        for site, inside, columns in split(vlm.anatomy.blocks[delta.block], delta.columns):
+    for block in sorted({delta.block for delta in deltas}):
+        chosen, vectors = _sum([delta for delta in deltas if delta.block == block])
+        for site, inside, columns in split(vlm.anatomy.blocks[block], chosen):
             kind = dtype(vlm.model, site)
             if kind.itemsize < 4:
                 base = weight(vlm.model, site)[:, columns].float().cpu().T
                 vectors[inside] = (base + vectors[inside]).to(kind).float() - base
-        added.append(Added(delta.block, delta.columns, vectors.to(vlm.device)))
+        added.append(Added(block, chosen, vectors.to(vlm.device)))
     return added
+
+
+def _sum(deltas: Sequence[Delta]) -> tuple[Int[Tensor, "neurons"], Float[Tensor, "neurons hidden"]]:
+    """The columns that deltas of one block change, and what each gets altogether."""
+    first, *rest = deltas
+    if not rest:
+        return first.columns, first.vectors.clone()
+    columns = torch.cat([delta.columns for delta in deltas]).unique()
+    vectors = torch.zeros(len(columns), first.directions.shape[1])
+    for delta in deltas:
+        vectors[torch.searchsorted(columns, delta.columns)] += delta.vectors
+    return columns, vectors
 
 
 def margins(task: Task, above: Upper, added: Sequence[Added]) -> list[float]:

@@ -32,7 +32,7 @@ from mmneurons.vlm.model import VLM
 from mmneurons.vlm.sites import split
 from mmneurons.vlm.weights import bits, fetched, is_plain
 
-__all__ = ["active", "applied", "apply", "base_fingerprint", "revert", "shared"]
+__all__ = ["active", "applied", "apply", "base_fingerprint", "check_fits", "revert", "shared"]
 
 _WRITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 """Dtypes whose numbers are what they say; those of 8 bits have a scale elsewhere."""
@@ -140,6 +140,18 @@ def applied(vlm: VLM, edit: Edit, force: bool = False) -> Iterator[None]:
     finally:
         if _entry(_state(vlm), edit, edit.edit_id) is not None:
             revert(vlm, edit)
+
+
+def check_fits(vlm: VLM, edit: Edit) -> None:
+    """Refuse an edit that could not be put in force.
+
+    Raises:
+        EditError: it does not fit the model's shape, or is of other weights.
+    """
+    with _alone(vlm):
+        _parts(vlm, edit)
+        _check_banned(vlm, edit)
+        _check_model(vlm, edit)
 
 
 def active(vlm: VLM) -> tuple[Edit, ...]:

@@ -1,18 +1,20 @@
-"""What a model says with an edit in force, and whether that is what was asked for."""
+"""What a model says with edits in force, and whether that is what was asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mmneurons.edits.edit import Edit
+from mmneurons.edits.edit import Delta, Edit
 from mmneurons.edits.solution import live
-from mmneurons.edits.stack import applied
+from mmneurons.edits.stack import active, applied, check_fits
 from mmneurons.edits.task import Swap, ids_of, says
+from mmneurons.errors import EditError, OptionError
 from mmneurons.measures.effects import divergence
 from mmneurons.recordings import BATCH_SIZE, read
 from mmneurons.vlm.model import VLM
@@ -20,7 +22,7 @@ from mmneurons.vlm.recording import Keep, Recording, record_generation
 from mmneurons.vlm.upper import Said, Upper, upper
 from mmneurons.words import stands_in
 
-__all__ = ["Agreement", "Outcome", "Pool", "caption_outcome", "swap_of"]
+__all__ = ["After", "Agreement", "Outcome", "Pool", "as_edits", "caption_outcome", "in_force", "swap_of"]
 
 TOP = 10
 
@@ -75,62 +77,145 @@ class Outcome:
         return self.gone and self.there
 
 
+@dataclass(frozen=True)
+class After:
+    """What is said with edits in force.
+
+    Attributes:
+        caption: with the prefix.
+        token_ids: what was generated, the end token included.
+        agreement: of the unedited caption's steps; None where they cannot be compared.
+    """
+
+    caption: str
+    token_ids: tuple[int, ...]
+    agreement: Agreement | None
+
+
 class Pool:
     """Captions of the unedited model that edits are tried on, again and again.
 
     Attributes:
         vlm: the model, unedited.
-        recordings: of captions that were generated greedily.
+        recordings: of captions that were generated greedily, with a picture or without one.
     """
 
     def __init__(self, vlm: VLM, recordings: Sequence[Recording], max_new_tokens: int = 50) -> None:
+        """Nothing is run yet.
+
+        Raises:
+            OptionError: these are no recordings.
+        """
+        if not isinstance(recordings, list | tuple) or not all(isinstance(one, Recording) for one in recordings):
+            raise OptionError("Pool takes recordings: Pool(vlm, mmn.record(vlm, pictures)), with a list of pictures.")
         self.vlm, self.recordings, self._longest = vlm, list(recordings), max_new_tokens
         self._above: dict[int, Upper] = {}
 
     def __len__(self) -> int:
         return len(self.recordings)
 
-    def outcomes(self, edit: Edit) -> list[Outcome]:
-        """What is said with an edit in force, greedily.
+    def __repr__(self) -> str:
+        return f"Pool({len(self)} captions)"
 
-        A caption whose every token is the most likely one still, read with the edit in force, is what would be
-        generated again: only the others are.
+    def outcomes(self, edits: Edit | Sequence[Edit], swap: Swap | None = None) -> list[Outcome]:
+        """What is said with one edit, or several together, in force, greedily, and whether it was asked for.
+
+        Args:
+            edits: which; none of them is in force.
+            swap: the request that is judged; that of the edit, where there is only one.
+
+        Raises:
+            OptionError: there is no edit, or one of several is to be judged and it is not said which.
+            EditError: an edit is in force, or one of these does not fit the model.
         """
+        chosen = as_edits(edits)
+        if swap is None:
+            if len(chosen) > 1:
+                raise OptionError("Several edits are in force: say whose request is judged, swap=swap_of(edit).")
+            swap = swap_of(chosen[0])
+        return self.judged(self.afterwards(chosen), swap)
+
+    def afterwards(self, edits: Edit | Sequence[Edit]) -> list[After]:
+        """What is said with one edit, or several together, in force, greedily, whatever was asked for.
+
+        A caption whose every token is the most likely one still, read with the edits in force, is what would be
+        generated again: only the others are.
+
+        Raises:
+            OptionError: there is no edit.
+            EditError: an edit is in force, or one of these does not fit the model.
+        """
+        chosen = as_edits(edits)
+        if active(self.vlm):
+            raise EditError("An edit is in force in this model. Revert it first: edits are compared with none at all.")
+        for edit in chosen:
+            check_fits(self.vlm, edit)
+        deltas = [delta for edit in chosen for delta in edit.deltas]
         agreements: list[Agreement | None] = [None] * len(self.recordings)
         changed = list(range(len(self.recordings)))
-        if edit.deltas and self.recordings:
-            logits = self._logits(edit).cpu()
-            changed = []
-            for index, (recording, own) in enumerate(zip(self.recordings, self._split(logits), strict=True)):
-                agreements[index] = _agreement(recording.logits, own)
-                if not torch.equal(_best(self.vlm, own), recording.token_ids):
-                    changed.append(index)
-        again = self._generated(edit, changed)
-        swap = swap_of(edit)
+        if deltas and self.recordings:
+            logits = self._logits(deltas).cpu().split([len(one) for one in self.recordings])
+            agreements = [_agreement(one.logits, own) for one, own in zip(self.recordings, logits, strict=True)]
+            # what is banned shows in no logits
+            if not any(edit.banned for edit in chosen):
+                changed = [
+                    index
+                    for index, (one, own) in enumerate(zip(self.recordings, logits, strict=True))
+                    if not torch.equal(_best(self.vlm, own), one.token_ids)
+                ]
+        again = self._generated(chosen, changed)
+        found = []
+        for index, (one, agreement) in enumerate(zip(self.recordings, agreements, strict=True)):
+            own = again.get(index, one)
+            found.append(After(own.caption, ids_of(own), agreement))
+        return found
+
+    def judged(self, afterwards: Sequence[After], swap: Swap) -> list[Outcome]:
+        """What became of the captions, by one request; several may be judged by what was said once."""
         return [
-            caption_outcome(self.vlm, recording, again.get(index, recording.caption), swap, agreements[index])
-            for index, recording in enumerate(self.recordings)
+            caption_outcome(self.vlm, recording, own.caption, swap, own.agreement)
+            for recording, own in zip(self.recordings, afterwards, strict=True)
         ]
 
-    def _logits(self, edit: Edit) -> Float[Tensor, "steps vocabulary"]:
-        lowest = edit.deltas[0].block
+    def _logits(self, deltas: Sequence[Delta]) -> Float[Tensor, "steps vocabulary"]:
+        lowest = min(delta.block for delta in deltas)
         if lowest not in self._above:
             said = [Said(one.request, ids_of(one), tuple(range(len(one)))) for one in self.recordings]
             self._above[lowest] = upper(self.vlm, said, lowest)
-        return self._above[lowest].logits(live(self.vlm, edit.deltas))
+        return self._above[lowest].logits(live(self.vlm, deltas))
 
-    def _split(self, logits: Float[Tensor, "steps vocabulary"]) -> Sequence[Float[Tensor, "own vocabulary"]]:
-        return logits.split([len(one) for one in self.recordings])
-
-    def _generated(self, edit: Edit, places: Sequence[int]) -> dict[int, str]:
-        captions: dict[int, str] = {}
-        with applied(self.vlm, edit):
+    def _generated(self, edits: Sequence[Edit], places: Sequence[int]) -> dict[int, Recording]:
+        found: dict[int, Recording] = {}
+        with in_force(self.vlm, edits):
             for start in range(0, len(places), BATCH_SIZE):
                 part = places[start : start + BATCH_SIZE]
                 asked = [self.recordings[place].request for place in part]
                 made = record_generation(self.vlm, asked, self._longest, keep=Keep(image_budget=0))
-                captions |= {place: read(self.vlm, one).caption for place, one in zip(part, made, strict=True)}
-        return captions
+                found |= {place: read(self.vlm, one) for place, one in zip(part, made, strict=True)}
+        return found
+
+
+def as_edits(edits: Edit | Sequence[Edit]) -> list[Edit]:
+    """One edit, or several, as a list.
+
+    Raises:
+        OptionError: there is none, or one stands there twice.
+    """
+    chosen = [edits] if isinstance(edits, Edit) else list(edits)
+    if not chosen or not all(isinstance(one, Edit) for one in chosen):
+        raise OptionError("Pass an edit, or a list of them: mmn.edit(…), or mmn.Edit.load(path).")
+    if len({one.edit_id for one in chosen}) < len(chosen):
+        raise OptionError("An edit stands there twice, and can be in force only once. Pass each once.")
+    return chosen
+
+
+@contextmanager
+def in_force(vlm: VLM, edits: Sequence[Edit]) -> Iterator[None]:
+    """Have several edits in force while the block runs."""
+    with ExitStack() as stack:
+        for edit in edits:
+            stack.enter_context(applied(vlm, edit))
+        yield
 
 
 def swap_of(edit: Edit) -> Swap:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmneurons.edits.edit import Edit
+from mmneurons.errors import OptionError
 from mmneurons.measures.causal_effect import rest_likeness
 from mmneurons.measures.edit_outcome import Outcome, Pool, swap_of
 from mmneurons.measures.intervals import Estimate, mean_resampled, wilson
@@ -71,16 +72,23 @@ class Quality:
 
 
 def edit_quality(
-    edit: Edit, learned: Pool | None, others: Pool, shown: Sequence[frozenset[str]] | None = None
+    edit: Edit, others: Pool, learned: Pool | None = None, shown: Sequence[frozenset[str]] | None = None
 ) -> Quality:
     """Measure an edit.
 
     Args:
         edit: which one; it is not in force.
-        learned: captions that it was learned from; None where that is not to be measured.
         others: captions of other pictures: those that say the source, and those that do not.
+        learned: captions that it was learned from; None where that is not to be measured.
         shown: what each of the other pictures shows, where that is known: a target that is there does not intrude.
+
+    Raises:
+        OptionError: these are no pools of captions.
+        EditError: an edit is in force, or this one does not fit the model.
     """
+    for name, pool in (("others", others), ("learned", learned)):
+        if not isinstance(pool, Pool) and (pool is not None or name == "others"):
+            raise OptionError(f"{name} takes a pool of captions: Pool(vlm, mmn.record(vlm, pictures)).")
     outcomes: dict[str, Sequence[Outcome]] = {"others": others.outcomes(edit)}
     if learned is not None:
         outcomes["learned"] = learned.outcomes(edit)

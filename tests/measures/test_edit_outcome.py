@@ -1,0 +1,103 @@
+"""Captions with one edit, or several together, in force, against captions generated anew."""
+
+import pytest
+import torch
+
+import mmneurons as mmn
+from helpers import edited, tiny
+from mmneurons.edits.edit import Delta
+from mmneurons.edits.solution import live
+from mmneurons.edits.task import Swap
+from mmneurons.errors import EditError, OptionError
+from mmneurons.measures.edit_outcome import Pool, swap_of
+from mmneurons.measures.edit_quality import edit_quality
+from mmneurons.vlm.sites import columns
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model of one's own: edits are put into its weights."""
+    return mmn.wrap(*tiny.tiny_llava(seed=3))
+
+
+@pytest.fixture(scope="module")
+def pool(model, pictures):
+    return Pool(model, mmn.record(model, pictures, max_new_tokens=6), max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def edits(model):
+    """Three of different blocks that share columns of one."""
+    return [
+        edited.draw(model, blocks=[2], size=0.5),
+        edited.draw(model, kinds=("few",), blocks=[1, 2], size=0.4),
+        edited.draw(model, kinds=("own",), blocks=[1], size=0.6),
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_edits_together_are_what_the_changed_weights_say(model, pool, pictures, edits, count):
+    chosen = edits[:count]
+    swap = Swap("dog", "cat")
+    found = pool.outcomes(chosen, swap)
+    for edit in chosen:
+        edit.apply(model)
+    after = mmn.caption(model, pictures, max_new_tokens=6)
+    forced = [
+        mmn.record(model, inputs=dict(one.inputs), max_new_tokens=1).logits[0].log_softmax(-1)
+        for one in pool.recordings
+    ]
+    for edit in chosen:
+        edit.revert(model)
+    assert [one.after for one in found] == after
+    assert any(not one.unchanged for one in found)
+    said = [mmn.record(model, picture, max_new_tokens=6).logits[0] for picture in pictures]
+    # the first step alone, by hand
+    short = Pool(model, mmn.record(model, pictures, max_new_tokens=1), 1)
+    for one, old, new in zip(short.outcomes(chosen, swap), said, forced, strict=True):
+        p = old.log_softmax(-1)
+        assert one.agreement.divergence == pytest.approx(float((p.exp() * (p - new)).sum()), rel=1e-3)
+
+
+def test_deltas_of_one_block_sum_up_before_they_are_rounded():
+    model, processor = tiny.tiny_llava(seed=3)
+    vlm = mmn.wrap(model.to(torch.bfloat16), processor)
+    generator = torch.Generator().manual_seed(0)
+    first = Delta.of_vectors(1, torch.tensor([2, 5]), 0.01 * torch.randn(2, 64, generator=generator))
+    second = Delta(1, torch.tensor([5, 9]), torch.ones(2, 1), 0.01 * torch.randn(1, 64, generator=generator))
+    (added,) = live(vlm, [first, second])
+    assert added.columns.tolist() == [2, 5, 9]
+    base = columns(vlm.model, vlm.anatomy.blocks[1].sites[0], [2, 5, 9]).float()
+    sums = torch.stack([first.vectors[0], first.vectors[1] + second.vectors[0], second.vectors[1]])
+    torch.testing.assert_close(base + added.vectors, (base + sums).to(torch.bfloat16).float())
+
+
+def test_several_requests_are_judged_by_what_was_said_once(pool, edits):
+    after = pool.afterwards(edits)
+    for swap in (Swap("dog", "cat"), Swap("the", None)):
+        assert pool.judged(after, swap) == pool.outcomes(edits, swap)
+    assert pool.outcomes(edits[0]) == pool.outcomes(edits[:1], swap_of(edits[0]))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_pool_and_no_edit(model, pool, edits, picture):
+    for wrong in (["dog.jpg"], picture, pool.recordings[0]):
+        with pytest.raises(OptionError, match=r"Pool takes recordings: Pool\(vlm, mmn.record"):
+            Pool(model, wrong)
+    with pytest.raises(OptionError, match="others takes a pool"):
+        edit_quality(edits[0], None, None)
+    with pytest.raises(OptionError, match="learned takes a pool"):
+        edit_quality(edits[0], pool, ["dog.jpg"])
+    with pytest.raises(OptionError, match="whose request is judged"):
+        pool.outcomes(edits)
+    with pytest.raises(OptionError, match="Pass an edit"):
+        pool.outcomes([])
+    with pytest.raises(OptionError, match="stands there twice"):
+        pool.outcomes([edits[0], edits[0]], Swap("dog", "cat"))
+
+
+def test_edits_in_force_or_of_another_model_are_refused(model, pool, edits, llava):
+    with edits[0].on(model), pytest.raises(EditError, match="in force in this model"):
+        pool.outcomes(edits[1])
+    with pytest.raises(EditError, match="fingerprint"):
+        pool.outcomes(edited.draw(llava))
