@@ -18,6 +18,7 @@ __all__ = [
     "PICTURES",
     "AllowPickle",
     "AsJson",
+    "AskedOfCaptions",
     "Column",
     "DeviceMap",
     "Dtype",

@@ -30,9 +30,11 @@ from mmneurons.cli.common import (
     asked_of_captions,
     load_model,
 )
+from mmneurons.cli.measure_edit import EditRequest, Edits, HopFile, Learned, Rivals, check_edit_options, measure_edits
 from mmneurons.cli.output import Output
 
 if TYPE_CHECKING:
+    from mmneurons.cli.common import AskedOfCaptions
     from mmneurons.engines.measuring import CaptionOptions, Told
     from mmneurons.measures.hallucination import Question
     from mmneurons.measures.objects import Vocabulary
@@ -48,6 +50,8 @@ EXAMPLES = """Examples:
     mmn measure RUN --finders contribution --finders total --measures causal --out measured
 
     mmn measure val2017/ --model llava-hf/llava-1.5-7b-hf --truth instances_val2017.json --sample 200 --out measured
+
+    mmn measure --edit dog-to-cat.safetensors others --learned photos --rivals --out proof
 
 The same command again goes on where it stopped. The tables and figures stand in the folder's README.md."""
 
@@ -107,6 +111,10 @@ def command(
         typer.Option("--encoder", help="A BERT's folder. Default: all-MiniLM-L6-v2.", rich_help_panel=WHAT),
     ] = None,
     clip: Annotated[Path | None, typer.Option("--clip", help="A CLIP's folder.", rich_help_panel=WHAT)] = None,
+    edit: Edits = None,
+    learned: Learned = None,
+    hops: HopFile = None,
+    rivals: Rivals = False,
     images: Annotated[
         Path | None,
         typer.Option(
@@ -142,16 +150,38 @@ def command(
 
     output = Output(as_json, quiet)
     check_seed(seed)
+    edits = EditRequest(edit or [], learned or [], hops, rivals)
+    elsewhere = {"--finders": finders, "--words": words, "--quick": quick, "--encoder": encoder, "--clip": clip}
+    of_edits = check_edit_options(edits, inputs or images, measures or [], elsewhere)
     asked = _pictures(inputs or [], images, column, model)
     files = [str(file) for file in truth or ()]
     truths = _truths(files or ([BUNDLED] if asked.inputs == [BUNDLED] else []))
     known = _vocabulary(truths, aliases, wordnet)
     _check_names(suite, finders or [], measures or [], known)
+    options = {**asked.options, **asked_of_captions(prompt, prefix, max_new_tokens)}
+    if of_edits:
+        measure_edits(
+            output,
+            edits,
+            asked.inputs,
+            out,
+            lambda name: load_model(name, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower),
+            model=asked.model,
+            truths=truths,
+            known=known,
+            questions=_questions(truths, known, seed) if "pope" in (measures or []) else (),
+            images=asked.images,
+            column=asked.column,
+            limit=limit,
+            sample=sample,
+            seed=seed,
+            how=cast("AskedOfCaptions", options),
+        )
+        return
     vlm = load_model(asked.model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     output.note(repr(vlm))
     gated = all(block.gated for block in vlm.anatomy.blocks)
     plan = _plan(suite, quick, finders or [], measures or [], gated, encoder, clip, known)
-    options = {**asked.options, **asked_of_captions(prompt, prefix, max_new_tokens)}
     last: list[Told] = []
     try:
         measured = measure(

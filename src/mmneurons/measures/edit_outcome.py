@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -22,7 +24,7 @@ from mmneurons.vlm.recording import Keep, Recording, record_generation
 from mmneurons.vlm.upper import Said, Upper, upper
 from mmneurons.words import stands_in
 
-__all__ = ["After", "Agreement", "Outcome", "Pool", "as_edits", "caption_outcome", "in_force", "swap_of"]
+__all__ = ["After", "Agreement", "Outcome", "Pool", "Surprise", "as_edits", "caption_outcome", "in_force", "swap_of"]
 
 TOP = 10
 
@@ -43,6 +45,19 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Surprise:
+    """How surprised the unedited model is of a caption, in nats a token: see ``mmneurons.measures.fluency``.
+
+    Attributes:
+        before: of the unedited caption.
+        after: of what is said with edits in force.
+    """
+
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What became of one caption.
 
@@ -55,6 +70,8 @@ class Outcome:
         there: whether the target is said now; where there is none, whether the source is gone.
         intruded: whether the target is said now and was not before, where the source was not said either.
         agreement: of the caption's steps; None where they cannot be compared.
+        surprise: of the unedited model; None where that was not measured.
+        picture: what the captions of one picture have in common; empty where it has only this one, or there is none.
     """
 
     before: str
@@ -65,6 +82,8 @@ class Outcome:
     there: bool
     intruded: bool
     agreement: Agreement | None = None
+    surprise: Surprise | None = None
+    picture: str = ""
 
     @property
     def unchanged(self) -> bool:
@@ -172,10 +191,16 @@ class Pool:
 
     def judged(self, afterwards: Sequence[After], swap: Swap) -> list[Outcome]:
         """What became of the captions, by one request; several may be judged by what was said once."""
+        found = zip(self.recordings, afterwards, self._pictures, strict=True)
         return [
-            caption_outcome(self.vlm, recording, own.caption, swap, own.agreement)
-            for recording, own in zip(self.recordings, afterwards, strict=True)
+            replace(caption_outcome(self.vlm, one, own.caption, swap, own.agreement), picture=picture)
+            for one, own, picture in found
         ]
+
+    @cached_property
+    def _pictures(self) -> list[str]:
+        """Of each caption, by what the model gets of it; empty without one."""
+        return [_picture(one) for one in self.recordings]
 
     def _logits(self, deltas: Sequence[Delta]) -> Float[Tensor, "steps vocabulary"]:
         lowest = min(delta.block for delta in deltas)
@@ -247,6 +272,16 @@ def caption_outcome(
         intruded=new and not old and not before,
         agreement=agreement,
     )
+
+
+def _picture(recording: Recording) -> str:
+    seen = [value for _, value in sorted(recording.inputs.items()) if value.is_floating_point()]
+    if not seen:
+        return ""
+    digest = hashlib.sha256()
+    for value in seen:
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _agreement(before: Float[Tensor, "steps vocabulary"], after: Float[Tensor, "steps vocabulary"]) -> Agreement:

@@ -33,6 +33,7 @@ from mmneurons.vlm.pictures import PictureLike
 __all__ = [
     "KINDS",
     "Chair",
+    "Kind",
     "Mentions",
     "Pope",
     "Question",

@@ -106,7 +106,7 @@ def mean_resampled(pictures: Sequence[object], values: np.ndarray, draws: int = 
         return Resampled(sums.sum(0) / counts.sum(0), (times @ sums) / (times @ counts))
 
 
-def wilson(hits: int, count: int) -> Estimate:
+def wilson(hits: int | float, count: int) -> Estimate:
     """A share with its 95 % score interval (Wilson, 1927); NaN where there is nothing to count."""
     if not count:
         return Estimate(float("nan"), float("nan"), float("nan"))

@@ -22,6 +22,7 @@ __all__ = [
     "collate",
     "continuation",
     "make_inputs",
+    "make_text_inputs",
     "prefix_of",
     "write_prompt",
 ]
@@ -105,6 +106,24 @@ def make_inputs(vlm: VLM, picture: Image.Image, prompt: str = PROMPT, prefix: st
     except ValueError as error:
         raise RecordingError(f"The processor refused the prompt {text!r}: {error}") from error
     return Request(_unended(vlm, _to_model(vlm, inputs)), text, prefix_of(vlm, prefix), picture.size)
+
+
+def make_text_inputs(vlm: VLM, prompt: str) -> Request:
+    """Prepare a prompt without a picture: in the checkpoint's chat template, where it has one.
+
+    Raises:
+        RecordingError: the model has no processor, or reads prompts only beside a picture, as an encoder-decoder does.
+    """
+    processor = _processor(vlm)
+    if vlm.is_encoder_decoder or family_of(vlm).unread:
+        raise RecordingError(f"{type(vlm.model).__name__} cannot be asked without a picture. Leave text prompts out.")
+    text = prompt
+    if getattr(processor, "chat_template", None):
+        chat: list = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
+        text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    special = not _begins(processor, text)
+    inputs = processor.tokenizer([text], return_tensors="pt", add_special_tokens=special)
+    return Request(_unended(vlm, _to_model(vlm, inputs)), text, "", None)
 
 
 def _unended(vlm: VLM, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,149 @@
+"""``mmn measure --edit``: whether an edit does what was asked for, elsewhere too, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mmneurons.cli.common import AskedOfCaptions
+from mmneurons.cli.output import Output
+
+if TYPE_CHECKING:
+    from mmneurons.measures.hallucination import Question
+    from mmneurons.measures.objects import Vocabulary
+    from mmneurons.measures.truth import Truth
+    from mmneurons.vlm.model import VLM
+
+__all__ = ["EditRequest", "Edits", "HopFile", "Learned", "Rivals", "check_edit_options", "measure_edits"]
+
+EDITS = "Edits"
+
+Edits = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--edit",
+        help="A file of mmn edit, whose proof is to be measured; again for more, which are in force together.",
+        rich_help_panel=EDITS,
+    ),
+]
+Learned = Annotated[
+    list[str] | None,
+    typer.Option("--learned", help="Pictures that it was learned from, again for more.", rich_help_panel=EDITS),
+]
+HopFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--hops", help="Questions whose answers follow from it, JSON: file, prompt, answer.", rich_help_panel=EDITS
+    ),
+]
+Rivals = Annotated[
+    bool,
+    typer.Option(
+        "--rivals", help="Every other method learns the same from --learned, and is measured.", rich_help_panel=EDITS
+    ),
+]
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """What was said of edits.
+
+    Attributes:
+        edits: their files.
+        learned: pictures that they were learned from.
+        hops: the file of questions.
+        rivals: whether other methods are measured, too.
+    """
+
+    edits: Sequence[Path]
+    learned: Sequence[str]
+    hops: Path | None
+    rivals: bool
+
+
+def check_edit_options(
+    asked: EditRequest, pictures: object, measures: Sequence[str], elsewhere: Mapping[str, object]
+) -> bool:
+    """Whether edits are to be measured.
+
+    Args:
+        asked: what was said of edits.
+        pictures: what was named to try them on.
+        measures: the measures that were named.
+        elsewhere: options that mean nothing to edits, as they were said.
+
+    Raises:
+        OptionError: options do not go together.
+    """
+    from mmneurons.errors import OptionError
+
+    if not asked.edits:
+        if asked.learned or asked.hops is not None or asked.rivals:
+            raise OptionError("--learned, --hops and --rivals are for edits. Pass --edit FILE, too.")
+        return False
+    if wrong := [name for name, value in elsewhere.items() if value]:
+        raise OptionError(f"{wrong[0]} is for finders, and means nothing beside --edit. Leave it out.")
+    if wrong := [one for one in measures if one not in ("pope", "hallucination")]:
+        raise OptionError(f"--measures {wrong[0]} is for finders. Beside --edit there is: pope; the rest is measured.")
+    if not pictures:
+        raise OptionError("Name pictures to try the edit on, that it has not seen: files, a folder, or annotations.")
+    if asked.rivals and (len(asked.edits) > 1 or not asked.learned):
+        raise OptionError("--rivals is for one --edit, and needs --learned IMAGES for the rivals to learn from.")
+    return True
+
+
+def measure_edits(
+    output: Output,
+    asked: EditRequest,
+    inputs: Sequence[str],
+    out: Path,
+    load: Callable[[str], VLM],
+    *,
+    model: str,
+    truths: Mapping[str, Truth] | None,
+    known: Vocabulary | None,
+    questions: Sequence[Question],
+    images: str | Path | None,
+    column: str | None,
+    limit: int | None,
+    sample: int | None,
+    seed: int,
+    how: AskedOfCaptions,
+) -> None:
+    """Measure edits, and write the folder."""
+    from mmneurons.edits.edit import Edit
+    from mmneurons.engines.proving import Tried, prove, read_pictures
+    from mmneurons.measures.hops import read_hops
+    from mmneurons.nouns import nouns
+    from mmneurons.reports.proof import check_proof_folder, write_proof
+    from mmneurons.sources import gather
+
+    if known is not None:
+        nouns("a dog")  # where there is no pipeline, that shows now
+    edits = [Edit.load(path) for path in asked.edits]
+    check_proof_folder(out, edits)
+    tried = Tried(
+        pictures=read_pictures(
+            gather(list(inputs), images=images, column=column, limit=limit, sample=sample, seed=seed)
+        ),
+        learned=read_pictures(gather(list(asked.learned))) if asked.learned else (),
+        truths=truths or {},
+        known=known,
+        hops=read_hops(asked.hops) if asked.hops is not None else (),
+        questions=questions,
+        **how,
+    )
+    # the command's default is the demo model, and an edit knows its own
+    vlm = load(str(edits[0].model.get("name")) if model == "demo" else model)
+    output.note(repr(vlm))
+    proof = prove(vlm, edits, tried, asked.rivals, output.note)
+    page = write_proof(out, proof)
+    for note in proof.notes:
+        output.note(note)
+    for name, quality in proof.columns.items():
+        output.result(f"{name}\n{quality!r}\n", event="quality", column=name, figures=quality.as_json())
+    output.result(str(page), event="done", page=str(page))

@@ -1,0 +1,353 @@
+"""Proving edits: what they are tried on is captioned once; every edit, and every rival, is measured the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from mmneurons.edits.edit import Edit
+from mmneurons.edits.make import edit as make_edit
+from mmneurons.edits.methods import METHODS
+from mmneurons.edits.stack import check_fits
+from mmneurons.edits.task import Swap, says
+from mmneurons.errors import MMNeuronsError, OptionError, RecordingError
+from mmneurons.measures.edit_hallucination import ask_pope
+from mmneurons.measures.edit_outcome import Pool, as_edits, swap_of
+from mmneurons.measures.edit_quality import Quality, edit_quality
+from mmneurons.measures.hallucination import Question, mentions
+from mmneurons.measures.hops import Hop, ask_hops
+from mmneurons.measures.objects import Vocabulary
+from mmneurons.measures.text_prompts import PROMPTS, record_texts
+from mmneurons.measures.truth import BUNDLED, Truth, matched
+from mmneurons.recordings import MAX_NEW_TOKENS, record_pictures
+from mmneurons.sources import gather
+from mmneurons.sources.item import Item, image_id
+from mmneurons.vlm.inputs import PREFIX, PROMPT
+from mmneurons.vlm.model import VLM
+from mmneurons.vlm.pictures import decode_picture
+from mmneurons.vlm.recording import Recording
+
+if TYPE_CHECKING:
+    import polars
+
+__all__ = ["OTHER_PROMPTS", "STEPS", "Picture", "Proof", "Tried", "prove", "read_pictures"]
+
+OTHER_PROMPTS = ("What is in this image?", "Tell me briefly what you see.", "Write a short caption.")
+"""How pictures of the source are asked about, beside what they are asked anyway."""
+
+STEPS = (1, 10, 50)
+"""With how many edits of a sequence in force together it is measured."""
+
+_TEXT_TOKENS = 20
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture that was read.
+
+    Attributes:
+        name: what names it among others.
+        image: the picture.
+        image_id: what tells its bytes from others.
+    """
+
+    name: str
+    image: Image.Image
+    image_id: str
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """What edits are tried on.
+
+    Attributes:
+        pictures: that the edits have not seen.
+        learned: that they were learned from; those whose captions say the source are looked at.
+        truths: what pictures show, by file name.
+        known: the objects that captions may name.
+        hops: questions whose answers follow from the edits.
+        questions: after objects.
+        prompt: what is asked of pictures.
+        prefix: how captions are begun.
+        max_new_tokens: where they are cut.
+    """
+
+    pictures: Sequence[Picture]
+    learned: Sequence[Picture] = ()
+    truths: Mapping[str, Truth] = field(default_factory=dict)
+    known: Vocabulary | None = None
+    hops: Sequence[Hop] = ()
+    questions: Sequence[Question] = ()
+    prompt: str = PROMPT
+    prefix: str = PREFIX
+    max_new_tokens: int = MAX_NEW_TOKENS
+
+
+@dataclass(frozen=True, eq=False)
+class Proof:
+    """What was measured.
+
+    Attributes:
+        edits: which.
+        columns: the edit, or the first so many of several, and rivals, by name.
+        outcomes: a row for every caption, edit and column.
+        notes: what was left out, and why.
+    """
+
+    edits: tuple[Edit, ...]
+    columns: Mapping[str, Quality]
+    outcomes: polars.DataFrame
+    notes: tuple[str, ...]
+
+
+def read_pictures(items: Sequence[Item]) -> list[Picture]:
+    """Read what was listed; a picture that is listed twice under two names is taken once.
+
+    Raises:
+        PictureError: one cannot be read.
+    """
+    found: dict[str, Picture] = {}
+    for item in items:
+        data = item.read()
+        own = image_id(data)
+        if own not in found:
+            found[own] = Picture(item.source, decode_picture(data, item.source), own)
+    return list(found.values())
+
+
+def prove(
+    vlm: VLM,
+    edits: Edit | Sequence[Edit],
+    tried: Tried,
+    rivals: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> Proof:
+    """Measure an edit, beside every other way to make it if that is asked for; or several in force together.
+
+    Args:
+        vlm: the model, unedited.
+        edits: one; or several, of which the first 1, 10 and 50, and all, are measured.
+        tried: on what.
+        rivals: whether every other method learns the same from ``tried.learned`` and is measured, too.
+        progress: told what is done now.
+
+    Raises:
+        OptionError: there is nothing to try them on, or rivals have nothing to learn from.
+        EditError: an edit does not fit the model.
+    """
+    chosen = as_edits(edits)
+    if rivals and (len(chosen) > 1 or not tried.learned):
+        raise OptionError("Rivals learn one edit anew: pass a single edit, and in learned the pictures to learn from.")
+    for one in chosen:
+        check_fits(vlm, one)
+    tell = progress or (lambda _: None)
+    tell("captions without edits")
+    trial = _Trial(vlm, [swap_of(one) for one in chosen], tried)
+    columns: dict[str, Quality] = {}
+    parts = []
+    for name, own in _steps(chosen).items():
+        tell(name)
+        columns[name] = trial.quality(own)
+        parts += trial.rows(name, own, columns[name])
+    if rivals:
+        for name in _others(chosen[0]):
+            tell(name)
+            try:
+                rival = _learned(vlm, chosen[0], name, tried)
+                columns[name] = trial.quality([rival])
+            except MMNeuronsError as error:
+                trial.notes.append(f"The rival {name} could not be measured: {error.args[0]}")
+                continue
+            if not rival.converged:
+                trial.notes.append(f"The rival {name} did not get as far as it was asked to.")
+            parts += trial.rows(name, [rival], columns[name])
+    return Proof(tuple(chosen), columns, _frame(parts), tuple(trial.notes))
+
+
+def _steps(edits: Sequence[Edit]) -> dict[str, list[Edit]]:
+    if len(edits) == 1:
+        return {"this edit": list(edits)}
+    counts = sorted({count for count in (*STEPS, len(edits)) if count <= len(edits)})
+    return {f"first {count}": list(edits[:count]) for count in counts}
+
+
+def _others(edit: Edit) -> Iterator[str]:
+    own = edit.recipe.get("method")
+    for name, kind in METHODS.items():
+        if own not in (name, kind.__name__):
+            yield name
+
+
+def _learned(vlm: VLM, edit: Edit, method: str, tried: Tried) -> Edit:
+    """The same edit by another method, which keeps the bundled pictures that it is not tried on."""
+    swap = swap_of(edit)
+    seen = {one.image_id for one in (*tried.pictures, *tried.learned)}
+    kept = [one.image for one in read_pictures(gather(BUNDLED)) if one.image_id not in seen]
+    how = {"prompt": tried.prompt, "prefix": tried.prefix, "max_new_tokens": tried.max_new_tokens}
+    recordings = record_pictures(vlm, kept, image_budget=0, **how)
+    return make_edit(
+        vlm,
+        swap.source,
+        swap.to,
+        pictures=[one.image for one in tried.learned],
+        keep=[one for one in recordings if not says(one, swap.source)],
+        method=method,
+        inflections=swap.inflections,
+        **how,
+    )
+
+
+class _Trial:
+    """What the unedited model says, once for all edits."""
+
+    def __init__(self, vlm: VLM, swaps: Sequence[Swap], tried: Tried) -> None:
+        self.notes: list[str] = []
+        self._vlm, self._tried = vlm, tried
+        learned = {one.image_id for one in tried.learned}
+        pictures = [one for one in tried.pictures if one.image_id not in learned]
+        if len(pictures) < len(tried.pictures):
+            count = len(tried.pictures) - len(pictures)
+            self.notes.append(f"{count} of the pictures are among those learned from, and were left out of the others.")
+        if not pictures:
+            raise OptionError("There is no picture to try the edit on that it was not learned from. Name others.")
+        self._truths = self._matched(pictures)
+        self._shown = [_shown(truth, tried.known, swaps) for truth in self._truths]
+        self._labels: dict[str, list[tuple[str, str]]] = {}
+        self._others = self._pool("others", pictures)
+        self._learned = self._pool("learned", tried.learned, swaps) if tried.learned else None
+        concerned = [
+            one
+            for one, recording in zip(pictures, self._others.recordings, strict=True)
+            if any(says(recording, swap.source) for swap in swaps)
+        ]
+        self._rephrased = self._pool("rephrased", concerned, swaps, OTHER_PROMPTS)
+        self._texts = self._asked_without_pictures()
+        named = {Path(one.name).name: one.image for one in (*pictures, *tried.learned)}
+        self._hops = ask_hops(vlm, named, tried.hops, _TEXT_TOKENS) if tried.hops else None
+        if self._hops is not None:
+            self._labels["hops"] = [(hop.file, hop.prompt) for hop in tried.hops]
+        about = [one for one in tried.questions if one.file in {Path(own.name).name for own in pictures}]
+        self._pope = ask_pope(vlm, named, about) if about else None
+
+    def quality(self, edits: Sequence[Edit]) -> Quality:
+        """Measure edits in force together."""
+        return edit_quality(
+            edits,
+            self._others,
+            self._learned,
+            self._shown,
+            rephrased=self._rephrased,
+            texts=self._texts,
+            hops=self._hops,
+            truths=self._truths if any(self._truths) else None,
+            known=self._tried.known,
+            pope=self._pope,
+        )
+
+    def rows(self, column: str, edits: Sequence[Edit], quality: Quality) -> list[dict[str, object]]:
+        """What was said, caption by caption."""
+        found: list[dict[str, object]] = []
+        for pool, outcomes in quality.outcomes.items():
+            labels = self._labels[pool]
+            for place, one in enumerate(outcomes):
+                swap = swap_of(edits[place // len(labels)])
+                picture, prompt = labels[place % len(labels)]
+                agreement, surprise = one.agreement, one.surprise
+                found.append(
+                    {
+                        "column": column,
+                        "source": swap.source,
+                        "to": swap.to,
+                        "pool": pool,
+                        "picture": picture,
+                        "prompt": prompt,
+                        "before": one.before,
+                        "after": one.after,
+                        "said": one.said,
+                        "said_target": one.said_target,
+                        "swapped": one.swapped,
+                        "intruded": one.intruded,
+                        "same_top_1": None if agreement is None else agreement.top,
+                        "same_top_10": None if agreement is None else agreement.top_ten,
+                        "kl": None if agreement is None else agreement.divergence,
+                        "nats_before": None if surprise is None else surprise.before,
+                        "nats_after": None if surprise is None else surprise.after,
+                    }
+                )
+        return found
+
+    def _pool(
+        self, name: str, pictures: Sequence[Picture], swaps: Sequence[Swap] = (), prompts: Sequence[str] = ()
+    ) -> Pool:
+        """The captions of pictures; where requests are named, only those that say a source."""
+        tried, found = self._tried, list[Recording]()
+        self._labels[name] = []
+        for prompt in prompts or (tried.prompt,):
+            for one in pictures:
+                (recording,) = record_pictures(
+                    self._vlm,
+                    [one.image],
+                    prompt=prompt,
+                    prefix=tried.prefix,
+                    max_new_tokens=tried.max_new_tokens,
+                    image_budget=0,
+                )
+                if not swaps or any(says(recording, swap.source) for swap in swaps):
+                    found.append(_lean(recording))
+                    self._labels[name].append((one.name, prompt))
+        return Pool(self._vlm, found, tried.max_new_tokens)
+
+    def _asked_without_pictures(self) -> Pool | None:
+        try:
+            found = record_texts(self._vlm, PROMPTS, _TEXT_TOKENS)
+        except RecordingError as error:
+            self.notes.append(f"Prompts without a picture were not measured: {error.args[0]}")
+            return None
+        self._labels["texts"] = [("", prompt) for prompt in PROMPTS]
+        return Pool(self._vlm, [_lean(one) for one in found], _TEXT_TOKENS)
+
+    def _matched(self, pictures: Sequence[Picture]) -> list[Truth | None]:
+        if not self._tried.truths:
+            return [None] * len(pictures)
+        found = matched(self._tried.truths, [one.name for one in pictures])
+        missing = sum(Path(one.name).name not in found for one in pictures)
+        if missing:
+            self.notes.append(f"The truth says nothing of {missing} of the {len(pictures)} pictures.")
+        return [found.get(Path(one.name).name) for one in pictures]
+
+
+def _shown(truth: Truth | None, known: Vocabulary | None, swaps: Sequence[Swap]) -> frozenset[str]:
+    """What a picture shows: its objects, and the words of requests that name one of them."""
+    if truth is None:
+        return frozenset()
+    names = {name.lower() for name in truth.objects}
+    there = mentions("", truth, known).there if known is not None else frozenset(names)
+    words = {word for swap in swaps for word in (swap.source, swap.to) if word is not None}
+    named = {
+        word
+        for word in words
+        if word.lower() in names or (known is not None and bool(known.of_word(word.lower()) & there))
+    }
+    return frozenset(names | named)
+
+
+def _lean(recording: Recording) -> Recording:
+    """Without what a pool does not look at: of a large model it takes gigabytes."""
+    steps = len(recording)
+    return replace(
+        recording,
+        activations=recording.activations.new_zeros(steps, 0, 0),
+        gates=None,
+        image_activations=None,
+        writes=recording.writes.new_zeros(steps, 0, recording.writes.shape[-1]),
+    )
+
+
+def _frame(rows: Sequence[Mapping[str, object]]) -> polars.DataFrame:
+    import polars
+
+    return polars.DataFrame(list(rows), infer_schema_length=None)

@@ -1,0 +1,142 @@
+"""The folder of a proof: a page with every figure beside those of rivals, the figures as JSON, and the captions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from mmneurons.edits.edit import Edit
+from mmneurons.engines.proving import Proof
+from mmneurons.errors import RunError
+from mmneurons.measures.edit_quality import Figure, Quality
+from mmneurons.reports.texts import plain
+from mmneurons.whole_files import write_whole
+
+__all__ = ["check_proof_folder", "write_proof"]
+
+PAGE, QUALITY, OUTCOMES = "README.md", "quality.json", "outcomes.parquet"
+
+_MEANINGS = (
+    "*reliability*, *generality*: share of captions that said the source and now meet the request, of pictures that "
+    "were learned from, and of others; *other prompts*: asked in other words",
+    "*unchanged*, *likeness*, *intrusion*, *same top 1*, *same top 10*, *KL*: over captions that said neither word, of "
+    "pictures that show neither as far as is known: the same word for word; F1 of the words; the target said; steps "
+    "with the same most likely token, with the same ten in order, KL(before ‖ after) in nats a step, teacher-forced",
+    "*rest kept*: F1 of all other words of swapped captions",
+    "*text:* the same over answers to prompts without a picture",
+    "*nats a token*: surprise of the unedited model, perplexity is its exponential; *elsewhere*: captions that said "
+    "neither word",
+    "*portability*: share of the given questions that are answered as follows from the edit",
+    "*CHAIR*, *POPE*: hallucination; a swap that was asked for counts as one in CHAIR",
+    "*added*: after less before, in pairs",
+)
+
+
+def check_proof_folder(folder: Path, edits: list[Edit]) -> None:
+    """See that a proof can be written there. Nothing is made.
+
+    Raises:
+        RunError: it is a file, holds other files, or the proof of other edits.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{str(folder)!r} is a file. Choose another folder with --out.")
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not there:
+        return
+    if not {PAGE, QUALITY, OUTCOMES}.issuperset(there) or QUALITY not in there:
+        raise RunError(f"{str(folder)!r} holds other files. Choose an empty folder, or a new one, with --out.")
+    try:
+        own = [one["id"] for one in json.loads((folder / QUALITY).read_text(encoding="utf-8"))["edits"]]
+    except (ValueError, LookupError, TypeError):
+        own = []
+    if own != [one.edit_id for one in edits]:
+        raise RunError(f"{str(folder)!r} holds what was measured of other edits. Choose another folder with --out.")
+
+
+def write_proof(folder: Path, proof: Proof) -> Path:
+    """Write ``README.md``, ``quality.json`` and ``outcomes.parquet``; the page.
+
+    Raises:
+        RunError: see ``check_proof_folder``.
+    """
+    check_proof_folder(folder, list(proof.edits))
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = folder / f".{OUTCOMES}"
+    proof.outcomes.write_parquet(waiting)
+    waiting.rename(folder / OUTCOMES)
+    kept = {
+        "edits": [
+            {
+                "id": one.edit_id,
+                **{name: one.recipe.get(name) for name in ("source", "to", "method", "options")},
+                "converged": one.converged,
+            }
+            for one in proof.edits
+        ],
+        "model": dict(proof.edits[0].model),
+        "notes": list(proof.notes),
+        "quality": {name: own.as_json() for name, own in proof.columns.items()},
+    }
+    write_whole(folder / QUALITY, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
+    write_whole(folder / PAGE, _page(proof).encode())
+    return folder / PAGE
+
+
+def _page(proof: Proof) -> str:
+    model = plain(proof.edits[0].model.get("name"))
+    lines = ["# " + ("Is this edit good?" if len(proof.edits) == 1 else "Are these edits good together?"), ""]
+    lines += [f"- {_described(one)}" for one in proof.edits[:20]]
+    if len(proof.edits) > 20:
+        lines.append(f"- … {len(proof.edits) - 20} more")
+    counts = {name: len(set(own["picture"])) for (name,), own in proof.outcomes.group_by("pool", maintain_order=True)}
+    told = f"Tried on {counts['others']} pictures of {model}"
+    told += f"; learned from {counts['learned']}" if "learned" in counts else ""
+    lines += ["", f"{told}. In brackets 95 % intervals: of shares Wilson's, else bootstrap over pictures.", ""]
+    lines += _table(proof)
+    if proof.notes:
+        lines += ["", *(f"- {plain(note)}" for note in proof.notes)]
+    lines += ["", "## What the figures are", "", *(f"- {text}." for text in _MEANINGS), ""]
+    changed = proof.outcomes.filter(
+        (proof.outcomes["column"] == next(iter(proof.columns)))
+        & (proof.outcomes["pool"] == "others")
+        & (proof.outcomes["before"] != proof.outcomes["after"])
+    ).unique(["picture", "prompt"], maintain_order=True)
+    if changed.height:
+        lines += [f"## Captions that changed ({next(iter(proof.columns))})", ""]
+        for one in changed.head(12).iter_rows(named=True):
+            lines.append(f"- {_cell(one['before'])} → {_cell(one['after'])}")
+        lines += ["", f"All are in `{OUTCOMES}`.", ""]
+    return "\n".join(lines)
+
+
+def _described(edit: Edit) -> str:
+    source, to = edit.recipe.get("source"), edit.recipe.get("to")
+    what = f"never “{_cell(source)}”" if to is None else f"“{_cell(to)}” instead of “{_cell(source)}”"
+    return f"{what}: {_cell(edit.recipe.get('method'))}{'' if edit.converged else ', not converged'}"
+
+
+def _table(proof: Proof) -> list[str]:
+    names = list(dict.fromkeys(one.name for own in proof.columns.values() for one in own.figures))
+    lines = [f"| figure | captions | {' | '.join(proof.columns)} |", "|---" * (len(proof.columns) + 2) + "|"]
+    for name in names:
+        found = [_figure(own, name) for own in proof.columns.values()]
+        count = next(one.captions for one in found if one is not None)
+        lines.append(f"| {name} | {count} | {' | '.join(_shown(one, count) for one in found)} |")
+    return lines
+
+
+def _figure(quality: Quality, name: str) -> Figure | None:
+    return next((one for one in quality.figures if one.name == name), None)
+
+
+def _shown(figure: Figure | None, count: int) -> str:
+    if figure is None or np.isnan(figure.estimate.value):
+        return "–"
+    text = format(figure.estimate, ".3g")
+    return text if figure.captions == count else f"{text} (n = {figure.captions})"
+
+
+def _cell(value: object) -> str:
+    return plain(value).replace("|", "\\|").replace("<", "\\<")

@@ -1,0 +1,135 @@
+"""Proofs of edits on a tiny model that says "tomato" of some noise, against what its weights say."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import mmneurons as mmn
+from helpers import tiny
+from mmneurons.edits.methods import METHODS
+from mmneurons.engines.proving import OTHER_PROMPTS, Picture, Tried, prove
+from mmneurons.errors import EditError, OptionError
+from mmneurons.measures.hops import Hop
+from mmneurons.measures.objects import vocabulary
+from mmneurons.measures.text_prompts import PROMPTS
+from mmneurons.measures.truth import Truth
+
+SHORT = 8
+
+
+@pytest.fixture(scope="module")
+def model():
+    return mmn.wrap(*tiny.tiny_llava())
+
+
+@pytest.fixture(scope="module")
+def named():
+    """Seven pictures; the model says "tomato" of numbers 2, 4 and 5."""
+    noise = np.random.default_rng(0)
+    sizes = [(40 + 5 * index, 60, 3) for index in range(7)]
+    images = [Image.fromarray(noise.integers(0, 256, size, dtype=np.uint8)) for size in sizes]
+    return [Picture(f"photos/{index}.png", image, str(index)) for index, image in enumerate(images)]
+
+
+@pytest.fixture(scope="module")
+def edit(model, named):
+    return make(model, named, "tomato", "bicycle")
+
+
+def make(model, named, source, to, **options):
+    pictures = [named[2].image, named[4].image]
+    return mmn.edit(model, source, to, pictures=pictures, keep=(), max_new_tokens=SHORT, **options)
+
+
+@pytest.fixture(scope="module")
+def proof(model, named, edit):
+    tried = Tried(
+        named,
+        learned=[named[2], named[4]],
+        truths={f"{k}.png": Truth(f"{k}.png", ("tomato", "bicycle") if k == 3 else ("bus",)) for k in range(6)},
+        known=vocabulary(["tomato", "bicycle", "bus"]),
+        hops=[Hop("5.png", "What fruit is it?", "bicycle")],
+        max_new_tokens=SHORT,
+    )
+    return prove(model, edit, tried)
+
+
+def test_captions_are_those_of_the_edited_model(model, named, edit, proof):
+    rest = [named[k] for k in (0, 1, 3, 5, 6)]
+    before = mmn.caption(model, [one.image for one in rest], max_new_tokens=SHORT)
+    with edit.on(model):
+        after = mmn.caption(model, [one.image for one in rest], max_new_tokens=SHORT)
+    own = proof.outcomes.filter(pool="others")
+    assert own["picture"].to_list() == [one.name for one in rest]
+    assert own["before"].to_list() == before
+    assert own["after"].to_list() == after
+    assert "2 of the pictures are among those learned from" in proof.notes[0]
+    assert "says nothing of 1 of the 5" in proof.notes[1]
+
+
+def test_figures_are_counted_from_the_captions(proof):
+    quality = proof.columns["this edit"]
+    learned = proof.outcomes.filter(pool="learned")
+    assert quality["reliability"].value == np.mean(
+        ["tomato" not in own and "bicycle" in own for own in learned["after"].to_list()]
+    )
+    own = proof.outcomes.filter(pool="others")
+    # number 3 shows both, so it tells nothing
+    stays = own.filter(~own["said"] & ~own["said_target"] & (own["picture"] != "photos/3.png"))
+    assert stays.height
+    assert quality["unchanged"].value == (stays["before"] == stays["after"]).mean()
+    assert quality["nats a token after"].value == pytest.approx(own["nats_after"].mean())
+    assert quality["KL"].value == pytest.approx(stays["kl"].mean())
+    texts = proof.outcomes.filter(pool="texts")
+    assert texts["prompt"].to_list() == list(PROMPTS)
+    assert set(proof.outcomes.filter(pool="rephrased")["prompt"]) <= set(OTHER_PROMPTS)
+    assert proof.outcomes.filter(pool="hops")["prompt"].to_list() == ["What fruit is it?"]
+    assert {"portability added", "CHAIRs before", "CHAIR recall added", "text: KL"} <= set(quality.as_json())
+
+
+def test_the_same_again(model, named, edit):
+    tried = Tried(named[:4], max_new_tokens=SHORT)
+    first, second = (prove(model, edit, tried) for _ in range(2))
+    assert first.outcomes.equals(second.outcomes)
+    assert {name: own.as_json() for name, own in first.columns.items()} == {
+        name: own.as_json() for name, own in second.columns.items()
+    }
+
+
+def test_rivals_learn_the_same_and_are_measured_the_same_way(model, named, edit):
+    tried = Tried([named[1], named[5]], learned=[named[2], named[4]], max_new_tokens=SHORT)
+    proof = prove(model, edit, tried, rivals=True)
+    missing = set(METHODS) - {"least_squares"} - set(proof.columns)
+    assert all(any(f"rival {name} could not" in note for note in proof.notes) for name in missing)
+    assert {"erase", "finetune", "ban"} <= set(proof.columns)
+    names = [one.name for one in proof.columns["this edit"].figures if one.name != "rest kept"]
+    for own in proof.columns.values():
+        # of what is banned no logits can be compared
+        assert {"reliability", "generality", "unchanged", "likeness"} <= {one.name for one in own.figures}
+        assert {one.name for one in own.figures} <= {*names, "rest kept"}
+    assert proof.outcomes.filter(column="ban")["kl"].is_null().all()
+    assert not proof.outcomes.filter(column="erase", pool="others")["kl"].is_null().any()
+
+
+def test_edits_in_sequence(model, named, edit):
+    second = make(model, named, "tomato", "street", margin=4.0)
+    tried = Tried(named, max_new_tokens=SHORT)
+    proof = prove(model, [edit, second], tried)
+    assert list(proof.columns) == ["first 1", "first 2"]
+    one = prove(model, edit, tried)
+    assert proof.columns["first 1"].as_json() == one.columns["this edit"].as_json()
+    with edit.on(model), second.on(model):
+        after = mmn.caption(model, [own.image for own in named], max_new_tokens=SHORT)
+    own = proof.outcomes.filter(column="first 2", pool="others")
+    assert own["after"].to_list() == after * 2
+    assert own["to"].to_list() == ["bicycle"] * 7 + ["street"] * 7
+
+
+def test_what_cannot_be_proved(model, named, edit, llava):
+    with pytest.raises(OptionError, match="in learned the pictures"):
+        prove(model, edit, Tried(named), rivals=True)
+    with pytest.raises(OptionError, match="no picture to try"):
+        prove(model, edit, Tried(named[2:3], learned=named[2:3]))
+    other = mmn.wrap(*tiny.tiny_llava(seed=1))
+    with pytest.raises(EditError, match="fingerprint"):
+        prove(other, edit, Tried(named))
