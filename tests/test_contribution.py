@@ -250,7 +250,7 @@ def test_options_that_cannot_be(recorded):
     vlm, recording = recorded
     with pytest.raises(OptionError, match=r"no finder 'contributions'\. There are: contribution"):
         make_finder("contributions", {})
-    with pytest.raises(OptionError, match="Its options are: against, norm, activation"):
+    with pytest.raises(OptionError, match="Its options are: against='distribution', norm='frozen', activation="):
         make_finder("contribution", {"agains": None})
     for bad in ({"norm": "rms"}, {"activation": "up"}, {"against": "mean"}):
         with pytest.raises(OptionError, match="Choose one of"):

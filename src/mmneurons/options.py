@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import TypeVar
+from types import NoneType, UnionType
+from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mmneurons.errors import OptionError
 
@@ -30,8 +32,8 @@ def chosen(kind: str, registry: Mapping[str, type], given: str | T, options: Map
     """What a registry has under a name, a dataclass of its options, with these options; or what is given instead.
 
     Raises:
-        OptionError: there is nothing of this name or it has no such option; what is given cannot be called, or has its
-            options already.
+        OptionError: there is nothing of this name, it has no such option, or an option is of another type; what is
+            given cannot be called, or has its options already.
     """
     if not isinstance(given, str):
         if not callable(given):
@@ -41,11 +43,66 @@ def chosen(kind: str, registry: Mapping[str, type], given: str | T, options: Map
         return given
     if given not in registry:
         raise OptionError(f"There is no {kind} {given!r}. There are: {', '.join(registry)}.")
-    known = [field.name for field in fields(registry[given])]
+    known = {field.name: field.default for field in fields(registry[given])}
     if unknown := [option for option in options if option not in known]:
-        has = f"Its options are: {', '.join(known)}." if known else "It has none."
+        has = ", ".join(f"{name}={default!r}" for name, default in known.items())
+        has = f"Its options are: {has}." if known else "It has none."
         raise OptionError(f"The {kind} {given!r} has no option {', '.join(unknown)}. {has}")
-    return registry[given](**options)
+    kinds = get_type_hints(registry[given])
+    return registry[given](**{name: _typed(name, value, kinds[name]) for name, value in options.items()})
+
+
+def _typed(name: str, value: object, kind: object) -> object:
+    """An option's value as its annotation has it: a whole number is a number, too, and one thing a list of one.
+
+    Raises:
+        OptionError: it is of another type.
+    """
+    for one in _alternatives(kind):
+        if get_origin(one) is tuple:
+            parts = value if isinstance(value, list | tuple) else (value,)
+            own = get_args(one)[0]
+            if all(_is(part, own) for part in parts):
+                return tuple(parts)
+        elif _is(value, one):
+            return float(value) if one is float and isinstance(value, int) else value
+    wanted = " or ".join(map(_in_words, _alternatives(kind)))
+    raise OptionError(f"{name}={value!r} is not possible: it has to be {wanted}.")
+
+
+def _alternatives(kind: object) -> tuple[object, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _is(value: object, kind: object) -> bool:
+    """Whether a value is of a type; of a type that is not known here everything is."""
+    if isinstance(value, bool) and kind in (int, float):
+        return False
+    if kind is float:
+        return isinstance(value, int | float) and abs(value) <= _LARGEST
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+_LARGEST = sys.float_info.max
+"""Neither an infinite number, nor a whole one that a float cannot hold."""
+
+_WORDS: dict[object, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a text",
+    NoneType: "None",
+}
+
+
+def _in_words(kind: object) -> str:
+    if get_origin(kind) is tuple:
+        return f"{_in_words(get_args(kind)[0])}, or a list of such"
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    return _WORDS.get(kind, str(kind))
 
 
 def check_seed(seed: object) -> None:

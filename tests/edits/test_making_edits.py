@@ -21,7 +21,7 @@ def recordings(demo, pictures):
 
 @pytest.fixture(scope="module")
 def swap(demo, pictures):
-    return mmn.edit(demo, "dog", "cat", pictures=pictures, keep=())
+    return mmn.edit(demo, "dog", "cat", pictures=pictures, bundled=False)
 
 
 def test_the_word_is_swapped_and_nothing_else(demo, pictures, recordings, swap):
@@ -37,7 +37,7 @@ def test_the_word_is_swapped_and_nothing_else(demo, pictures, recordings, swap):
 
 
 def test_a_word_is_not_said_any_more(demo, pictures, recordings):
-    edit = mmn.edit(demo, "dog", None, pictures=pictures, keep=())
+    edit = mmn.edit(demo, "dog", None, pictures=pictures, bundled=False)
     with edit.on(demo):
         after = mmn.caption(demo, pictures)
     for old, new in zip(recordings, after, strict=True):
@@ -50,7 +50,7 @@ def test_the_same_from_a_finding(demo, pictures, recordings):
     place = next(k for k, one in enumerate(recordings) if says(one, "dog"))
     found = mmn.find(demo, pictures[place])
     keep = [one for one in recordings if not says(one, "dog")]
-    edit = mmn.edit(demo, found["dog"], "cat", keep=keep)
+    edit = mmn.edit(demo, found["dog"], "cat", keep=keep, bundled=False)
     with edit.on(demo):
         assert mmn.caption(demo, pictures[place]) == found.caption.replace("dog", "cat")
 
@@ -74,7 +74,7 @@ def test_what_is_wanted_and_what_is_kept(demo, recordings):
 
 
 def test_a_target_of_several_tokens(demo, pictures, recordings):
-    edit = mmn.edit(demo, "dog", "polar bear", pictures=pictures, keep=())
+    edit = mmn.edit(demo, "dog", "polar bear", pictures=pictures, bundled=False)
     with edit.on(demo):
         after = mmn.caption(demo, pictures)
     for old, new in zip(recordings, after, strict=True):
@@ -94,7 +94,7 @@ def test_a_target_of_several_tokens(demo, pictures, recordings):
 )
 def test_requests_that_cannot_be_met(demo, pictures, source, to, says_):
     with pytest.raises(EditError, match=says_.replace("|", r"\|")):
-        mmn.edit(demo, source, to, pictures=pictures[:2], keep=())
+        mmn.edit(demo, source, to, pictures=pictures[:2], bundled=False)
 
 
 def test_a_keep_set_that_holds_the_word(demo, pictures, recordings):

@@ -78,7 +78,7 @@ def test_columns_are_multiplied(demo, task, method, left):
 
 def test_a_banned_word_is_not_generated(demo, recordings):
     pictures = [picture.path for picture in mmn.demo.pictures()[:8]]
-    edit = mmn.edit(demo, "dog", None, pictures=pictures, keep=(), method="ban")
+    edit = mmn.edit(demo, "dog", None, pictures=pictures, bundled=False, method="ban")
     assert not edit.deltas
     assert {tuple(ids(demo, " dog")), tuple(ids(demo, " dogs"))} <= set(edit.banned)
     weights = {name: weight.clone() for name, weight in demo.model.named_parameters()}
@@ -127,7 +127,7 @@ def test_a_low_rank_is_a_low_rank(task):
 def test_captions_are_those_that_would_be_generated(demo, recordings):
     """Only what changes is generated again; all of it would give the same."""
     pictures = [picture.path for picture in mmn.demo.pictures()[:8]]
-    edit = mmn.edit(demo, "dog", "cat", pictures=pictures[:4], keep=(), margin=40.0)
+    edit = mmn.edit(demo, "dog", "cat", pictures=pictures[:4], bundled=False, margin=40.0)
     outcomes = Pool(demo, recordings).outcomes(edit)
     with edit.on(demo):
         assert [one.after for one in outcomes] == mmn.caption(demo, pictures)

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from mmneurons.edits.checkpoint import Merged
     from mmneurons.vlm.model import VLM
 
-__all__ = ["Delta", "Edit"]
+__all__ = ["KEPT", "Delta", "Edit"]
+
+KEPT = "kept captions"
+"""What ``measured`` has under this name: how many captions that must stay would be changed, of how many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +74,8 @@ class Edit:
         deltas: one for a block, in the order of the blocks; none where only words are banned.
         recipe: how it came about, as JSON has it: source, target, method, options, requests.
         model: the model that it fits, as JSON has it: its name, class, and the fingerprint of its unedited weights.
-        measured: what was measured of it, as JSON has it.
+        measured: what was measured of it, as JSON has it; ``"kept captions"`` is how many of the captions that must
+            stay it would change, seen when it was made.
         converged: whether the solver got as far as it was asked to.
         banned: token sequences that generation must not say; a rival of edits, not one.
     """
@@ -103,6 +107,15 @@ class Edit:
     def neurons(self) -> tuple[tuple[int, int], ...]:
         """Block and column of every neuron that is changed."""
         return tuple((delta.block, column) for delta in self.deltas for column in delta.columns.tolist())
+
+    @property
+    def kept_changed(self) -> tuple[int, int] | None:
+        """How many captions that must stay were found to change, of how many; None where that was not measured."""
+        kept = self.measured.get(KEPT)
+        if not isinstance(kept, Mapping):
+            return None
+        changed, of = kept.get("changed"), kept.get("of")
+        return (changed, of) if isinstance(changed, int) and isinstance(of, int) else None
 
     def on(self, vlm: VLM, force: bool = False) -> AbstractContextManager[None]:
         """Have the edit in force while the block runs; afterwards every bit is as it was: ``edits.stack``."""
@@ -154,5 +167,9 @@ class Edit:
     def __repr__(self) -> str:
         source, to = self.recipe.get("source"), self.recipe.get("to")
         what = f"{source!r} → {to!r}" if to is not None else f"without {source!r}"
-        where = f"{len(self.neurons)} neurons of {len(self.deltas)} blocks" if self.deltas else "banned words"
-        return f"Edit({what}, {self.recipe.get('method')}, {where}{'' if self.converged else ', not converged'})"
+        count = len(self.deltas)
+        where = f"{len(self.neurons)} neurons of {count} block{'' if count == 1 else 's'}" if count else "banned words"
+        kept = self.kept_changed
+        said = f", {kept[0]} of {kept[1]} kept captions changed" if kept is not None and kept[1] else ""
+        missed = "" if self.converged else ", not converged"
+        return f"Edit({what}, {self.recipe.get('method')}, {where}{missed}{said})"

@@ -7,7 +7,8 @@ keep set:
         + β·max_j −log(1 − p(target_j again, right after)) + γ·‖δ‖
 
 To have a word not said, the first term is KL to the unedited distribution without the word's first tokens, the rest
-renormalised. Adam, until every wanted token has p ≥ 0.9 with the weights rounded to the model's dtype.
+renormalised. Adam, until every wanted token has p ≥ 0.9 with the weights rounded to the model's dtype, and every token
+that must stay is still the most likely.
 
 Only what lies above the lowest edited write site is run, see ``mmneurons.vlm.upper``.
 """
@@ -29,6 +30,7 @@ from mmneurons.edits.solution import Solution, live, reached, settings
 from mmneurons.edits.task import Kept, Task, Want, ids_of
 from mmneurons.errors import OptionError
 from mmneurons.options import check_whole
+from mmneurons.vlm.distributions import kl
 from mmneurons.vlm.sites import columns as columns_of
 from mmneurons.vlm.upper import Added, Said, Upper, upper
 
@@ -240,7 +242,8 @@ def descend(
         rate: the step, as a share of the mean length of a column.
         kept_at_once: how many captions of the keep set a step looks at.
         seed: of these draws.
-        stop: whether to stop as soon as every wanted token has p ≥ 0.9.
+        stop: whether to stop as soon as every wanted token has p ≥ 0.9, and every token of the keep set, where it has
+            a weight, is the most likely one still.
     """
     vlm = task.vlm
     lowest = min(delta.block for delta in start)
@@ -270,13 +273,23 @@ def descend(
     adam = torch.optim.Adam(parameters)
     for _ in range(steps):
         deltas = tuple(replace(d, weights=f.detach().cpu(), directions=v.detach().cpu()) for d, f, v in shown)
-        if stop and all(reached(task, plain, live(vlm, deltas))):
+        if stop and all(reached(task, plain, live(vlm, deltas))) and _stays(terms, live(vlm, deltas)):
             break
         adam.zero_grad()
         for loss in _losses(task, wanted, terms, shown, weights, draw):
             loss.backward()
         adam.step()
     return tuple(replace(d, weights=f.detach().cpu(), directions=v.detach().cpu()) for d, f, v in shown)
+
+
+def _stays(kept_terms: Sequence[tuple[float, Sequence[tuple[Sequence[Kept], Upper]]]], added: Sequence[Added]) -> bool:
+    """Whether the most likely token of every step that must stay is what it was."""
+    for _, choices in kept_terms:
+        for kept, above in choices:
+            before = torch.cat([one.recording.logits[list(one.steps)].argmax(-1) for one in kept])
+            if not torch.equal(above.logits(added).argmax(-1).cpu(), before):
+                return False
+    return True
 
 
 Shown = Sequence[tuple[Delta, Tensor, Tensor]]
@@ -315,7 +328,7 @@ def _losses(
         kept, above = draw.choice(choices)
         after = above.logits(_added(shown)).log_softmax(-1)
         before = torch.cat([one.recording.logits[list(one.steps)] for one in kept]).to(after).log_softmax(-1)
-        found.append(weight * (before.exp() * (before - after)).sum(-1).mean())
+        found.append(weight * kl(before, after).mean())
     return found
 
 
@@ -323,11 +336,10 @@ def _loss_of(want: Want, after: Float[Tensor, "vocabulary"]) -> Float[Tensor, ""
     """What is lost at one step; ``after`` are log p."""
     if want.target is not None:
         return -after[want.target]
-    before = want.recording.logits[want.step].to(after)
+    # a copy: the recording is read again
+    before = want.recording.logits[want.step].to(after, copy=True)
     before[list(want.sources)] = -float("inf")
-    before = before.log_softmax(-1)
-    there = before > -float("inf")
-    return (before[there].exp() * (before[there] - after[there])).sum()
+    return kl(before.log_softmax(-1)[None], after[None])[0]
 
 
 def _with_next(want: Want) -> Said:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
+from typing import TypeAlias
 
-from mmneurons.edits.edit import Edit
-from mmneurons.edits.methods import Method, make_method
+import numpy as np
+import torch
+from PIL import Image
+
+from mmneurons.edits.edit import KEPT, Edit
+from mmneurons.edits.kept import changed_captions
+from mmneurons.edits.methods import Method, make_method, name_of
 from mmneurons.edits.solution import converged
 from mmneurons.edits.stack import active, base_fingerprint
-from mmneurons.edits.task import Swap, check_words, described, make_task, says
-from mmneurons.errors import EditError
+from mmneurons.edits.task import Swap, check_kept, check_words, described, make_task, says
+from mmneurons.errors import EditError, PictureError
 from mmneurons.finding import WordFinding
 from mmneurons.recordings import record_pictures
+from mmneurons.sources import gather
+from mmneurons.sources.bundled import BUNDLED, NAME
 from mmneurons.vlm.inputs import PREFIX, PROMPT
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.pictures import PictureLike, open_picture
+from mmneurons.vlm.pictures import PictureLike, decode_picture, open_picture
 from mmneurons.vlm.recording import Recording
-from mmneurons.words import Word
+from mmneurons.words import Word, stands_in
 
 __all__ = ["edit"]
 
@@ -27,8 +38,9 @@ def edit(
     source: str | WordFinding | Sequence[WordFinding],
     to: str | None,
     *,
-    pictures: Sequence[PictureLike] = (),
-    keep: Sequence[PictureLike | Recording] | None = None,
+    pictures: PictureLike | Recording | Sequence[PictureLike | Recording] = (),
+    keep: PictureLike | Recording | Sequence[PictureLike | Recording] = (),
+    bundled: bool = True,
     method: str | Method = "least_squares",
     inflections: bool = True,
     prompt: str = PROMPT,
@@ -41,11 +53,13 @@ def edit(
     Args:
         vlm: the model, without edits in force.
         source: a word's finding, several findings of one word over many pictures, or a word, with ``pictures``.
-        to: a word or a phrase; None so that the word is not said at all, and the model says what it would say without
-            it.
-        pictures: pictures; those whose captions say the word are examples of it, the others must stay as they are.
-        keep: pictures, or recordings, that must stay as they are. Their captions may not say the word. By default the
-            pictures that come with the package, less those whose captions say it.
+        to: a word or a phrase; None so that the word is not said where it was learned from, and the model says what it
+            would say without it. Of pictures like those it mostly goes, too; certain is only ``method="ban"``.
+        pictures: one or several, or recordings; ``"demo:pictures"`` stands for those of the package. Those whose
+            captions say the word are examples of it, the others must stay as they are.
+        keep: further ones that must stay as they are. Their captions may not say the word.
+        bundled: whether the pictures that come with the package must stay as they are, too, less those whose captions
+            say the word.
         method: the name of a solver, see ``mmneurons.edits.methods.METHODS``, or a solver.
         inflections: whether plurals are meant, too: "dogs" → "cats" where "dog" → "cat" is asked for.
         prompt: what the model is asked of ``pictures`` and ``keep``.
@@ -55,12 +69,15 @@ def edit(
 
     Returns:
         The edit; it is not in force. ``converged`` says whether every token that is wanted has p ≥ 0.9 at the steps
-        that were learned from, with the weights rounded to the model's dtype.
+        that were learned from, ``kept_changed`` how many of the captions that must stay would change; both with the
+        weights rounded to the model's dtype. A picture that is named twice is captioned, and counts, once.
 
     Raises:
         EditError: the word and its target are the same, one of them is empty or cannot be said, no caption says the
             word, what must stay says it, or an edit is in force.
-        OptionError: a method or an option that there is not.
+        OptionError: a method or an option that there is not, or a value that an option cannot have.
+        PictureError: a picture cannot be read.
+        RecordingError: the model cannot be run with something added.
     """
     if active(vlm):
         raise EditError("An edit is in force in this model. Revert it first: edits are learned on unedited weights.")
@@ -71,30 +88,32 @@ def edit(
     check_words(vlm, swap)
     how = {"prompt": prompt, "prefix": prefix, "max_new_tokens": max_new_tokens}
 
-    def recorded(images: Sequence[PictureLike]) -> list[Recording]:
-        opened = [open_picture(image) for image in images]
-        return record_pictures(vlm, opened, image_budget=0, **how) if opened else []
+    known: dict[str, Recording] = {}
 
-    named = recorded(pictures)
+    def recorded(given: Sequence[PictureLike | Recording]) -> list[Recording]:
+        pictures = [one for one in given if not isinstance(one, Recording)]
+        opened = {_pixels(image): image for one in pictures for image in _opened(one)}
+        fresh = {key: image for key, image in opened.items() if key not in known}
+        if fresh:
+            said = record_pictures(vlm, list(fresh.values()), image_budget=0, **how)
+            known.update(zip(fresh, said, strict=True))
+        return [*(one for one in given if isinstance(one, Recording)), *(known[key] for key in opened)]
+
+    named = recorded(_several(pictures))
     examples: list[tuple[Recording, Word | None]] = [(one.found.recording, _as_word(one)) for one in findings]
     examples += [(recording, None) for recording in named if says(recording, swap.source)]
     if not examples:
-        said = f" They say: {named[0].caption!r}, …" if named else ""
-        raise EditError(
-            f"No picture's caption says {swap.source!r}.{said} Pass pictures=[…] whose captions say it, or the finding "
-            f"of the word: mmn.find(vlm, picture)[{swap.source!r}]."
-        )
+        raise EditError(_nothing_says(swap.source, prefix, named))
     others = [recording for recording in named if not says(recording, swap.source)]
-    if keep is None:
-        others += [one for one in recorded(_bundled()) if not says(one, swap.source)]
-    else:
-        others += [one for one in keep if isinstance(one, Recording)]
-        others += recorded([one for one in keep if not isinstance(one, Recording)])
-    task = make_task(vlm, swap, examples, others)
+    others += recorded(_several(keep))
+    check_kept(others, swap.source)
+    if bundled:
+        others += [one for one in recorded([NAME]) if not says(one, swap.source)]
+    task = make_task(vlm, swap, examples, list({_told(one): one for one in others}.values()))
     solution = solver(task)
     recipe = {
         **described(task),
-        "method": method if isinstance(method, str) else type(method).__name__,
+        "method": name_of(solver),
         "options": dict(solution.options),
         "prompt": prompt,
         "prefix": prefix,
@@ -102,7 +121,8 @@ def edit(
         "versions": {name: version(name) for name in ("mmneurons", "torch", "transformers")},
     }
     about = {"name": vlm.name, "class": type(vlm.model).__name__, "fingerprint": base_fingerprint(vlm)}
-    return Edit(solution.deltas, recipe, about, {}, converged(task, solution), solution.banned)
+    measured = {KEPT: asdict(changed_captions(task, solution))}
+    return Edit(solution.deltas, recipe, about, measured, converged(task, solution), solution.banned)
 
 
 def _findings(source: str | WordFinding | Sequence[WordFinding]) -> list[WordFinding]:
@@ -121,7 +141,49 @@ def _as_word(one: WordFinding) -> Word:
     return Word(one.word, one.found.caption[slice(*one.span)], *one.span, one.steps)
 
 
-def _bundled() -> list[PictureLike]:
-    from mmneurons.demo import pictures
+_Pictures: TypeAlias = "PictureLike | Recording | Sequence[PictureLike | Recording]"
 
-    return [picture.path for picture in pictures()]
+
+def _several(given: _Pictures) -> list[PictureLike | Recording]:
+    """One picture or recording, or several."""
+    if isinstance(given, str | os.PathLike | Image.Image | np.ndarray | Recording):
+        return [given]
+    if not isinstance(given, Iterable):
+        raise PictureError(
+            f"Pictures are a path, a PIL image, an array, or a list of them, not a {type(given).__name__}."
+        )
+    return list(given)
+
+
+def _opened(picture: PictureLike) -> list[Image.Image]:
+    """A picture, or what a name of bundled ones stands for."""
+    if isinstance(picture, str) and BUNDLED.claims(picture):
+        return [decode_picture(item.read(), item.source) for item in gather([picture])]
+    return [open_picture(picture)]
+
+
+def _pixels(image: Image.Image) -> str:
+    """The same for pictures that show the same."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
+
+
+def _told(recording: Recording) -> str:
+    """The same for recordings of one picture that was asked the same and said to be the same."""
+    digest = hashlib.sha256(f"{recording.token_ids.tolist()}".encode())
+    for name, value in sorted(recording.inputs.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _nothing_says(word: str, prefix: str, named: Sequence[Recording]) -> str:
+    said = f" They say: {named[0].caption!r}, …" if named else ""
+    if stands_in(prefix, 0, word):
+        return (
+            f"No picture's caption says {word!r} but in the prefix {prefix!r}, with which captions are begun: the "
+            f"model does not say that itself.{said} Choose a word that it says, or another prefix."
+        )
+    return (
+        f"No picture's caption says {word!r}.{said} Pass pictures=[…] whose captions say it, or the finding of the "
+        f"word: mmn.find(vlm, picture)[{word!r}]."
+    )

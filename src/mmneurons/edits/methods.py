@@ -12,7 +12,7 @@ from mmneurons.edits.solution import Solution
 from mmneurons.edits.task import Task
 from mmneurons.options import chosen
 
-__all__ = ["METHODS", "Method", "make_method"]
+__all__ = ["METHODS", "Method", "make_method", "name_of"]
 
 
 @runtime_checkable
@@ -44,3 +44,8 @@ def make_method(method: str | Method, options: Mapping[str, object]) -> Method:
         OptionError: there is no such method, or it has no such option.
     """
     return chosen("method", METHODS, method, options)
+
+
+def name_of(method: Method) -> str:
+    """The name that a method is called by, or its class's where it has none."""
+    return next((name for name, kind in METHODS.items() if type(method) is kind), type(method).__name__)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from mmneurons.edits.edit import Delta
 from mmneurons.edits.task import Task
-from mmneurons.errors import RecordingError
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.sites import dtype, split, weight
+from mmneurons.vlm.sites import dtype, plain, split, weight
 from mmneurons.vlm.upper import Added, Upper, upper
 
 __all__ = ["Solution", "converged", "live", "margins", "reached", "settings"]
@@ -42,6 +41,8 @@ class Solution:
 def live(vlm: VLM, deltas: Sequence[Delta]) -> list[Added]:
     """What deltas add once the weights are rounded to the model's dtype; those of one block, of several edits, sum up.
 
+    To quantised weights a hook adds it, so nothing is rounded.
+
     Returns:
         One for a block, in the order of the blocks.
     """
@@ -50,7 +51,7 @@ def live(vlm: VLM, deltas: Sequence[Delta]) -> list[Added]:
         chosen, vectors = _sum([delta for delta in deltas if delta.block == block])
         for site, inside, columns in split(vlm.anatomy.blocks[block], chosen):
             kind = dtype(vlm.model, site)
-            if kind.itemsize < 4:
+            if kind.itemsize < 4 and plain(vlm.model, site):
                 base = weight(vlm.model, site)[:, columns].float().cpu().T
                 vectors[inside] = (base + vectors[inside]).to(kind).float() - base
         added.append(Added(block, chosen, vectors.to(vlm.device)))
@@ -88,14 +89,15 @@ def reached(task: Task, above: Upper, added: Sequence[Added]) -> list[bool]:
 
 
 def converged(task: Task, solution: Solution) -> bool:
-    """Whether every wanted token is reached once the weights are rounded; banned words are not said in any case."""
+    """Whether every wanted token is reached once the weights are rounded; banned words are not said in any case.
+
+    Raises:
+        RecordingError: the model cannot be run with something added, so nobody knows.
+    """
     if solution.banned or not solution.deltas:
         return bool(solution.banned)
     above = solution.above
-    try:
-        above = upper(task.vlm, task.said(), solution.deltas[0].block) if above is None else above
-    except RecordingError:
-        return False
+    above = upper(task.vlm, task.said(), solution.deltas[0].block) if above is None else above
     return all(reached(task, above, live(task.vlm, solution.deltas)))
 
 

@@ -17,7 +17,7 @@ from mmneurons.vlm.recording import Keep, Recording, record_forced
 from mmneurons.vlm.upper import Said
 from mmneurons.words import Word, find_words, stands_in
 
-__all__ = ["Kept", "Swap", "Task", "Want", "check_words", "described", "ids_of", "make_task", "says"]
+__all__ = ["Kept", "Swap", "Task", "Want", "check_kept", "check_words", "described", "ids_of", "make_task", "says"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,6 +169,19 @@ def _same(one: str, other: str) -> bool:
     return rest == others and are_forms(last, final)
 
 
+def check_kept(keep: Sequence[Recording], word: str) -> None:
+    """Refuse captions that say a word, and are to stay.
+
+    Raises:
+        EditError: there is one.
+    """
+    if wrong := [recording.caption for recording in keep if says(recording, word)]:
+        raise EditError(
+            f"What must stay as it is says {word!r}: {wrong[0]!r}. Leave such pictures out of keep; they are examples "
+            "of what is to change."
+        )
+
+
 def make_task(
     vlm: VLM, swap: Swap, sources: Sequence[tuple[Recording, Word | None]], keep: Sequence[Recording]
 ) -> Task:
@@ -186,11 +199,7 @@ def make_task(
     Raises:
         EditError: no caption says the word in a way that can be changed, or one that must stay says it.
     """
-    if wrong := [recording.caption for recording in keep if says(recording, swap.source)]:
-        raise EditError(
-            f"What must stay as it is says {swap.source!r}: {wrong[0]!r}. Leave such pictures out of keep; they are "
-            "examples of what is to change."
-        )
+    check_kept(keep, swap.source)
     spelled = _first_tokens(vlm, swap)
     wants: list[Want] = []
     kept: list[Kept] = []
@@ -316,7 +325,7 @@ def described(task: Task) -> Mapping[str, object]:
         "to": task.swap.to,
         "inflections": task.swap.inflections,
         "wanted": len(task.wants),
-        "kept captions": len(task.kept),
+        "kept captions": sum(not kept.own for kept in task.kept),
         "kept positions": sum(len(kept.steps) for kept in task.kept),
         "notes": list(task.notes),
     }

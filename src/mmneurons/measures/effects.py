@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmneurons.vlm.distributions import kl
+
 __all__ = ["RUNNERS_UP", "Effects", "divergence", "effects"]
 
 RUNNERS_UP = 10
@@ -52,5 +54,4 @@ def divergence(
 ) -> Float[Tensor, "positions"]:
     """KL(before ‖ after) at each position, in nats."""
     p, q = before.double().log_softmax(-1), after.double().log_softmax(-1)
-    # a token that cannot be said has p = 0 and adds nothing, whatever its log p
-    return (p.exp() * (p - q).masked_fill(p == -torch.inf, 0)).sum(-1).clamp_min(0).float()
+    return kl(p, q).clamp_min(0).float()

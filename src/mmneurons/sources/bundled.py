@@ -11,9 +11,10 @@ from mmneurons.errors import PictureError, SourceError
 from mmneurons.sources.item import Item, read_file
 from mmneurons.sources.listing import Asked, Kind
 
-__all__ = ["BUNDLED"]
+__all__ = ["BUNDLED", "NAME"]
 
 NAME = "demo:pictures"
+"""What all of them are named by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,8 @@ class Upper:
         vlm: the model.
         block: the lowest block whose write sites may change.
         parts: the batches.
-        whole: whether the whole model has to be run, because the family does not allow to leave anything out.
+        whole: whether the whole model is run: nothing is remembered, or the family does not allow to leave something
+            out.
     """
 
     vlm: VLM
@@ -117,7 +118,7 @@ class Upper:
             return _forward(self.vlm, part)
 
 
-def upper(vlm: VLM, said: Sequence[Said], block: int, size: int = 16) -> Upper:
+def upper(vlm: VLM, said: Sequence[Said], block: int, size: int = 16, remember: bool = True) -> Upper:
     """Run sequences once, so that later only what lies above a block's write sites has to be run.
 
     Args:
@@ -125,6 +126,7 @@ def upper(vlm: VLM, said: Sequence[Said], block: int, size: int = 16) -> Upper:
         said: the sequences.
         block: the lowest block whose write sites will change.
         size: how many sequences a batch has.
+        remember: False where the sequences will be run once or twice: nothing is run now, and the whole model then.
 
     Raises:
         RecordingError: a batch does not give what its sequences give alone.
@@ -136,6 +138,8 @@ def upper(vlm: VLM, said: Sequence[Said], block: int, size: int = 16) -> Upper:
         bare = _batch(vlm, [said[index] for index in group])
         order = torch.cat([torch.arange(int(starts[index]), int(starts[index + 1])) for index in group])
         parts.append(replace(bare, order=order))
+    if not remember:
+        return Upper(vlm, block, tuple(parts), whole=True)
     kept = tuple(_remember(vlm, part, block) for part in parts)
     whole = any(part is None for part in kept)
     return Upper(vlm, block, tuple(part or bare for part, bare in zip(kept, parts, strict=True)), whole)
