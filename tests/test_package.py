@@ -43,6 +43,7 @@ RANKS = {
     "measures": 9,
     "runs": 9,
     "engines": 10,
+    "mitigation": 10,
     "reports": 11,
     "explorer": 11,
     "cli": 12,

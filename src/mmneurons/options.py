@@ -11,7 +11,7 @@ from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mmneurons.errors import OptionError
 
-__all__ = ["check_seed", "check_whole", "chosen", "named_words", "refuse_unknown"]
+__all__ = ["check_seed", "check_share", "check_whole", "chosen", "named_words", "refuse_unknown"]
 
 T = TypeVar("T")
 
@@ -103,6 +103,16 @@ def _in_words(kind: object) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(map(repr, get_args(kind)))}"
     return _WORDS.get(kind, str(kind))
+
+
+def check_share(name: str, value: object) -> None:
+    """Refuse what is no number from 0 to 1.
+
+    Raises:
+        OptionError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise OptionError(f"{name}={value!r} is not possible: it is a share, a number from 0 to 1.")
 
 
 def check_seed(seed: object) -> None:

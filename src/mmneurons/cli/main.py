@@ -12,7 +12,7 @@ from importlib import metadata
 
 import typer
 
-from mmneurons.cli import apply, convert, demo, doctor, edit, export, find, measure, models, report, show
+from mmneurons.cli import apply, convert, demo, doctor, edit, export, find, measure, mitigate, models, report, show
 from mmneurons.cli.common import INTERRUPTED
 from mmneurons.cli.output import Output
 from mmneurons.errors import MMNeuronsError
@@ -47,6 +47,13 @@ def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
 
 for module in (demo, find, show, report, measure, edit, apply, export, doctor, models, convert):
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(_stoppable(module.command))
+
+
+workflows = typer.Typer(
+    help="Have a model not say something any more, with the proof.", no_args_is_help=True, rich_markup_mode="markdown"
+)
+workflows.command("words", epilog=mitigate.WORDS_EXAMPLES)(_stoppable(mitigate.words))
+app.add_typer(workflows, name="mitigate")
 
 
 @app.callback(invoke_without_command=True)

@@ -172,4 +172,7 @@ class Edit:
         kept = self.kept_changed
         said = f", {kept[0]} of {kept[1]} kept captions changed" if kept is not None and kept[1] else ""
         missed = "" if self.converged else ", not converged"
-        return f"Edit({what}, {self.recipe.get('method')}, {where}{missed}{said})"
+        own = f"{what}, {self.recipe.get('method')}"
+        if isinstance(parts := self.recipe.get("edits"), list):
+            own = f"{len(parts)} edits as one"
+        return f"Edit({own}, {where}{missed}{said})"

@@ -17,7 +17,19 @@ from mmneurons.vlm.recording import Keep, Recording, record_forced
 from mmneurons.vlm.upper import Said
 from mmneurons.words import Word, find_words, stands_in
 
-__all__ = ["Kept", "Swap", "Task", "Want", "check_kept", "check_words", "described", "ids_of", "make_task", "says"]
+__all__ = [
+    "Kept",
+    "Swap",
+    "Task",
+    "Want",
+    "check_kept",
+    "check_words",
+    "described",
+    "ids_of",
+    "is_same_word",
+    "make_task",
+    "says",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,11 +171,12 @@ def check_words(vlm: VLM, swap: Swap) -> None:
             raise EditError(
                 f"{name}={text!r} cannot be said by this model: its tokens are no text. Choose other words."
             )
-    if swap.to is not None and _same(swap.source, swap.to):
+    if swap.to is not None and is_same_word(swap.source, swap.to):
         raise EditError(f"{swap.to!r} is {swap.source!r} itself, or a form of it: there is nothing to change.")
 
 
-def _same(one: str, other: str) -> bool:
+def is_same_word(one: str, other: str) -> bool:
+    """Whether two words, or phrases, are one, or forms of one."""
     *rest, last = fold(one.strip()).split()
     *others, final = fold(other.strip()).split()
     return rest == others and are_forms(last, final)

@@ -244,7 +244,13 @@ def in_force(vlm: VLM, edits: Sequence[Edit]) -> Iterator[None]:
 
 
 def swap_of(edit: Edit) -> Swap:
-    """What an edit was asked for."""
+    """What an edit was asked for.
+
+    Raises:
+        OptionError: it is several in one, and was asked for several things.
+    """
+    if "edits" in edit.recipe:
+        raise OptionError("This edit is several as one. Say whose request is judged, or measure them one by one.")
     source, to = edit.recipe.get("source"), edit.recipe.get("to")
     return Swap(str(source), None if to is None else str(to), bool(edit.recipe.get("inflections", True)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 
-__all__ = ["file_name", "json_for_script", "number", "percent", "plain", "shortened", "visible"]
+__all__ = ["cell", "file_name", "json_for_script", "number", "percent", "plain", "shortened", "visible"]
 
 REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that turn the reading direction of what follows, up to making a file's name look like another one."""
@@ -39,6 +39,11 @@ def plain(value: object) -> str:
     """Anything that a model or a file says, as text of bounded length: strings as they are, everything else as JSON."""
     text = value if isinstance(value, str) else "–" if value is None else json.dumps(value, ensure_ascii=False)
     return visible(shortened(text, LENGTH))
+
+
+def cell(value: object) -> str:
+    """The same inside a table of Markdown, where no character of it means anything."""
+    return plain(value).replace("|", "\\|").replace("<", "\\<")
 
 
 def shortened(text: str, length: int) -> str:

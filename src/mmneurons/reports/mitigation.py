@@ -1,0 +1,184 @@
+"""What a mitigation came to, for a person to sign off and for machines to read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mmneurons.edits.joined import joined
+from mmneurons.errors import RunError
+from mmneurons.measures.figures import Figure
+from mmneurons.mitigation.proof import ENOUGH, Change, Line
+from mmneurons.mitigation.survey import Survey
+from mmneurons.mitigation.words import Mitigation
+from mmneurons.reports.texts import cell, plain
+from mmneurons.vlm.model import VLM
+from mmneurons.whole_files import write_whole
+
+__all__ = ["ADAPTER", "EDIT", "SUMMARY", "Written", "check_folder", "survey_lines", "write_mitigation"]
+
+SUMMARY, FIGURES, EDIT, ADAPTER = "README.md", "summary.json", "edit.safetensors", "adapter"
+
+SHOWN = 5
+"""How many captions of a word are shown."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written.
+
+    Attributes:
+        summary: the page.
+        edit: all edits as one file; None where they were refused.
+        adapter: the same for peft, where it was asked for.
+    """
+
+    summary: Path
+    edit: Path | None
+    adapter: Path | None
+
+
+def check_folder(folder: Path) -> None:
+    """See that a mitigation can be written there. Nothing is made.
+
+    Raises:
+        RunError: it is a file, or holds something.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{str(folder)!r} is a file. Choose another folder with --out.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise RunError(f"{str(folder)!r} holds files already. Choose an empty folder, or a new one, with --out.")
+
+
+def survey_lines(survey: Survey) -> list[str]:
+    """What was found before anything is learned, for a terminal."""
+    lines = [f"{survey.pictures} pictures. Captions that say"]
+    width = max(len(str(found.wish)) for found in survey.found)
+    for found in survey.found:
+        use = f": {len(found.learned)} to learn from, {len(found.held)} to measure" if found.count else ""
+        lines.append(f"  {found.wish!s:<{width}}  {found.count:>5}{use}")
+    rest = f"{len(survey.kept)} to learn from, {len(survey.others)} to measure"
+    lines.append(f"Captions that say none and must stay: {rest}")
+    return lines
+
+
+def write_mitigation(
+    folder: Path, vlm: VLM, survey: Survey, mitigation: Mitigation, made_by: str, at_least: float, peft: bool
+) -> Written:
+    """Write the summary, and, unless they were refused, the edits: one file, and an adapter if asked for.
+
+    Args:
+        folder: empty, or not there.
+        vlm: the model, unedited.
+        survey: what it said.
+        mitigation: what came of it.
+        made_by: the command.
+        at_least: the threshold.
+        peft: whether an adapter is wanted.
+
+    Raises:
+        RunError: see ``check_folder``.
+    """
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    proof = mitigation.proof
+    edit = adapter = None
+    if not proof.refusal:
+        whole = joined(mitigation.edits)
+        edit = folder / EDIT
+        whole.save(edit)
+        if peft:
+            adapter = whole.to_peft(folder / ADAPTER, vlm)
+    kept = {
+        "made by": made_by,
+        "model": dict(mitigation.edits[0].model),
+        "pictures": survey.pictures,
+        "words": [_as_json(line) for line in proof.lines],
+        "elsewhere": proof.quality.as_json(),
+        "changed elsewhere": [asdict(change) for change in proof.changes],
+        "at least unchanged": at_least,
+        "refusal": proof.refusal,
+    }
+    write_whole(folder / FIGURES, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
+    page = _page(vlm, survey, mitigation, made_by, at_least, adapter is not None)
+    write_whole(folder / SUMMARY, page.encode())
+    return Written(folder / SUMMARY, edit, adapter)
+
+
+def _as_json(line: Line) -> Mapping[str, object]:
+    figures = {one.name: _figure(one) for one in (line.reliability, line.generality) if one is not None}
+    return {
+        "word": line.wish.word,
+        "to": line.wish.to,
+        "captions": line.count,
+        "learned from": line.learned,
+        **figures,
+        "changes": [asdict(change) for change in line.changes],
+        "note": line.note,
+    }
+
+
+def _figure(one: Figure) -> Mapping[str, object]:
+    return {"value": one.estimate.value, "interval": [one.estimate.low, one.estimate.high], "captions": one.captions}
+
+
+def _page(vlm: VLM, survey: Survey, mitigation: Mitigation, made_by: str, at_least: float, peft: bool) -> str:
+    proof = mitigation.proof
+    lines = ["# Words that are not to be said", "", f"Made by `{plain(made_by)}`.", ""]
+    verdict = f"**Refused.** {proof.refusal} No edit was written." if proof.refusal else "**Can be used.**"
+    if not proof.refusal and len(survey.others) < ENOUGH:
+        verdict = f"**Can be used, as far as {len(survey.others)} captions can tell.** More pictures tell more."
+    lines += [
+        verdict,
+        "",
+        f"Model {plain(vlm.name)}, {survey.pictures} pictures, {len(mitigation.edits)} edits in force together. All "
+        "was measured on captions that nothing was learned from, but for the column that says so. In brackets 95 % "
+        "intervals.",
+        "",
+        "| word | instead | captions that said it | learned from | gone there | held out | gone there | |",
+        "|---|---|---|---|---|---|---|---|",
+        *(_row(line) for line in proof.lines),
+        "",
+        f"## What stays, over {len(survey.others)} captions that say none of the words",
+        "",
+        "| | | captions |",
+        "|---|---|---|",
+        *(f"| {one.name} | {one.estimate:.3f} | {one.captions} |" for one in proof.quality.figures if one.captions),
+        "",
+        f"At least {at_least:.0%} have to be unchanged word for word.",
+        "",
+    ]
+    lines += _changes("Changed captions that should have stayed", proof.changes)
+    for line in proof.lines:
+        lines += _changes(f"{line.wish}", line.changes[:SHOWN])
+    if not proof.refusal:
+        lines += [
+            "## To use it",
+            "",
+            f"`{EDIT}` holds all edits: `mmn apply {EDIT} PICTURES`, or `mmn.Edit.load({EDIT!r}).apply(vlm)`; "
+            f"`mmn export {EDIT} --checkpoint FOLDER` writes the whole model."
+            + (f" `{ADAPTER}/` is the same for peft." if peft else ""),
+            "",
+        ]
+    lines += ["Signed off by: ____________________  Date: ____________", ""]
+    return "\n".join(lines)
+
+
+def _row(line: Line) -> str:
+    instead = "what it would say otherwise" if line.wish.to is None else cell(line.wish.to)
+    held = line.generality.captions if line.generality else 0
+    cells = [cell(line.wish.word), instead, str(line.count), str(line.learned), _share(line.reliability)]
+    return "| " + " | ".join([*cells, str(held), _share(line.generality), cell(line.note)]) + " |"
+
+
+def _share(one: Figure | None) -> str:
+    return "" if one is None else f"{one.estimate:.2f}"
+
+
+def _changes(title: str, changes: Sequence[Change]) -> list[str]:
+    if not changes:
+        return []
+    rows = [f"| {cell(one.name)} | {cell(one.before)} | {cell(one.after)} |" for one in changes]
+    return [f"## {plain(title)}", "", "| picture | before | after |", "|---|---|---|", *rows, ""]

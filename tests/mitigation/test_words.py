@@ -1,0 +1,102 @@
+"""A list of words is learned, proved and handed out, or refused."""
+
+import json
+
+import pytest
+
+import mmneurons as mmn
+from helpers.command import mmn as command
+from mmneurons.errors import EditError
+from mmneurons.measures.edit_quality import Quality
+from mmneurons.measures.figures import share
+from mmneurons.mitigation.proof import too_much
+from mmneurons.mitigation.survey import survey
+from mmneurons.mitigation.wishes import Wish
+from mmneurons.mitigation.words import mitigate_words
+
+
+@pytest.mark.parametrize(
+    ("hits", "at_least", "refused"), [(18, 0.9, False), (17, 0.9, True), (17, 0.85, False), (20, 1.0, False)]
+)
+def test_too_few_unchanged_captions_are_refused(hits, at_least, refused):
+    quality = Quality((share("unchanged", [index < hits for index in range(20)]),), {})
+    assert bool(too_much(quality, at_least)) is refused
+
+
+def test_locality_that_could_not_be_measured_is_refused():
+    assert "No caption was left" in too_much(Quality((share("unchanged", []),), {}), 0.0)
+
+
+@pytest.mark.demo
+def test_a_word_that_no_caption_says(demo):
+    named = [(picture.path.name, picture.path) for picture in mmn.demo.pictures()[:2]]
+    found = survey(demo, [(name, mmn.vlm.pictures.open_picture(path)) for name, path in named], [Wish("submarine")])
+    with pytest.raises(EditError, match="No caption of these 2 pictures says 'submarine'"):
+        mitigate_words(demo, found)
+
+
+@pytest.mark.demo
+def test_words_are_gone_and_the_summary_says_how_well(tmp_path):
+    (tmp_path / "words.txt").write_text("dog\ncat -> horse\nsubmarine\n")
+    asked = (
+        "mitigate",
+        "words",
+        "demo:pictures",
+        "--list",
+        tmp_path / "words.txt",
+        "--out",
+        tmp_path / "out",
+        "--json",
+    )
+    dry = command(*asked, "--dry-run")
+    assert dry.code == 0, dry.out
+    assert not (tmp_path / "out").exists()
+    said = dry.events[-1]["said"]
+    made = command(*asked, "--at-least", "0.5", "--peft")
+    assert made.code == 0, made.out
+    told = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {one["word"]: one["captions"] for one in told["words"]} == said
+    assert said["submarine"] == 0
+    edit = mmn.Edit.load(tmp_path / "out" / "edit.safetensors")
+    vlm = mmn.load("demo")
+    paths = [picture.path for picture in mmn.demo.pictures()]
+    before = dict(zip((path.name for path in paths), mmn.caption(vlm, paths), strict=True))
+    with edit.on(vlm):
+        after = dict(zip((path.name for path in paths), mmn.caption(vlm, paths), strict=True))
+    # what the summary shows is what the file does, learned from or not
+    changes = [change for one in told["words"] for change in one["changes"]] + told["changed elsewhere"]
+    assert changes
+    for change in changes:
+        name = change["name"].rpartition("/")[2]
+        assert (before[name], after[name]) == (change["before"], change["after"])
+    learned = {one["word"]: one["reliability"] for one in told["words"] if "reliability" in one}
+    assert learned["dog"]["value"] == learned["cat"]["value"] == 1
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "**Can be used, as far as" in page
+    assert "Signed off by" in page
+    assert (tmp_path / "out" / "adapter" / "adapter_config.json").is_file()
+    assert command(*asked).code == 1
+
+
+@pytest.mark.demo
+def test_edits_that_change_too_much_are_not_handed_out(tmp_path):
+    (tmp_path / "words.txt").write_text("dog -> cat\n")
+    out = tmp_path / "out"
+    asked = ("demo:pictures", "--list", tmp_path / "words.txt", "--out", out, "--option", "margin=300", "--json")
+    result = command("mitigate", "words", *asked)
+    assert result.code == 1
+    assert result.events[-1]["message"].startswith("Refused, and no edit was written")
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "summary.json"]
+    assert "**Refused.**" in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [(("--at-least", "90"), "a number from 0 to 1"), (("--method", "rome"), "no method 'rome'")],
+)
+def test_requests_that_make_no_sense(tmp_path, extra, says):
+    (tmp_path / "words.txt").write_text("dog\n")
+    asked = ("mitigate", "words", tmp_path, "--list", tmp_path / "words.txt", "--out", tmp_path / "out", *extra)
+    result = command(*asked)
+    assert result.code == 1
+    assert says in result.err.replace("\n", " ")
