@@ -53,6 +53,7 @@ workflows = typer.Typer(
     help="Have a model not say something any more, with the proof.", no_args_is_help=True, rich_markup_mode="markdown"
 )
 workflows.command("words", epilog=mitigate.WORDS_EXAMPLES)(_stoppable(mitigate.words))
+workflows.command("hallucination", epilog=mitigate.HALLUCINATION_EXAMPLES)(_stoppable(mitigate.hallucination))
 app.add_typer(workflows, name="mitigate")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,10 +34,14 @@ from mmneurons.cli.common import (
 from mmneurons.cli.output import Output
 
 if TYPE_CHECKING:
+    from PIL import Image
+
+    from mmneurons.measures.truth import Truth
+    from mmneurons.mitigation.hallucination import Shown
     from mmneurons.mitigation.survey import Named
     from mmneurons.sources import Item
 
-__all__ = ["WORDS_EXAMPLES", "words"]
+__all__ = ["HALLUCINATION_EXAMPLES", "WORDS_EXAMPLES", "hallucination", "words"]
 
 WORDS_EXAMPLES = """Examples:
 
@@ -47,6 +51,15 @@ WORDS_EXAMPLES = """Examples:
 
 The list has a word a line, or word -> other. Half of the captions that say a word are learned from, the others are
 measured on. Where too many other captions change, nothing is handed out, and the exit code is 1."""
+
+HALLUCINATION_EXAMPLES = """Examples:
+
+    mmn mitigate hallucination photos --truth truth.json --out grounded --dry-run
+
+    mmn mitigate hallucination val2017 --truth instances_val2017.json --sample 2000 --model M --out grounded
+
+Half of the pictures are learned from, the others are measured on. Where the model is unsure it says a general
+word, "thing" by default; without one (--general none) only what can be put right is changed."""
 
 WHAT, PROOF = "What is not to be said", "Proof"
 
@@ -162,3 +175,147 @@ def _opened(items: Sequence[Item], output: Output) -> Iterator[Named]:
             output.note(f"Passed over: {error}")
     if not read:
         raise PictureError("None of these pictures can be read. Name others.")
+
+
+def hallucination(
+    inputs: Annotated[list[str], typer.Argument(metavar="IMAGES…", help="Pictures as mmn find takes them.")],
+    truth: Annotated[
+        list[Path],
+        typer.Option("--truth", help="What the pictures show, as mmn measure takes it; again for more."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="An empty folder for the edit and the summary.")],
+    model: Model = "demo",
+    aliases: Annotated[Path | None, typer.Option("--aliases", help="Other names of the objects, JSON.")] = None,
+    wordnet: Annotated[
+        bool, typer.Option("--wordnet", help="Nouns also name objects that they are a kind of.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what is said of things that are not there.")
+    ] = False,
+    general: Annotated[
+        str,
+        typer.Option("--general", help="What is said where the model is unsure; none for no such word."),
+    ] = "thing",
+    recall: Annotated[
+        float, typer.Option("--recall", help="By how much recall may fall at most.", rich_help_panel=PROOF)
+    ] = 0.02,
+    at_least: Annotated[
+        float,
+        typer.Option(
+            "--at-least",
+            help="Share of captions that were right that has to stay word for word; below it the edit is refused.",
+            rich_help_panel=PROOF,
+        ),
+    ] = 0.9,
+    peft: Annotated[bool, typer.Option("--peft", help="Write an adapter for peft, too.")] = False,
+    images: Images = None,
+    column: Column = None,
+    limit: Limit = None,
+    sample: Sample = None,
+    seed: Seed = 0,
+    prompt: Prompt = None,
+    prefix: Prefix = None,
+    max_new_tokens: MaxNewTokens = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    revision: Revision = None,
+    allow_pickle: AllowPickle = False,
+    trust_remote_code: TrustRemoteCode = False,
+    vision_tower: VisionTower = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Have less said of what is not there: learned where the truth is known, proved on other pictures."""
+    from mmneurons.cli.measure import truths_of, vocabulary_of
+    from mmneurons.errors import EditError, OptionError
+    from mmneurons.mitigation.grounding import Settings
+    from mmneurons.mitigation.hallucination import ground_captions, learn, read_lesson
+    from mmneurons.nouns import nouns
+    from mmneurons.options import check_share
+    from mmneurons.reports.grounding import lesson_lines, write_grounding
+    from mmneurons.reports.mitigation import check_folder
+    from mmneurons.sources import gather
+
+    output = Output(as_json, quiet)
+    for name, value in (("--at-least", at_least), ("--recall", recall)):
+        check_share(name, value)
+    truths = truths_of([str(file) for file in truth])
+    known = vocabulary_of(truths, aliases, wordnet)
+    if truths is None or known is None:
+        raise OptionError("The truth names no object. Pass --truth with the objects of these pictures.")
+    nouns("a dog")  # where there is no pipeline, that shows now
+    if not dry_run:
+        check_folder(out)
+    items = gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    pictures = _with_truth(items, truths, output)
+    learned, held = pictures[0::2], pictures[1::2]
+    if not held:
+        raise OptionError("There is one picture with a truth. Give more: half of them are learned from.")
+    vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
+    output.note(repr(vlm))
+    how = asked_of_captions(prompt, prefix, max_new_tokens)
+
+    def tell(what: str, count: int, done: int) -> None:
+        if done % 80 == 0 or done == count:
+            output.note(f"{what}: {done}/{count} pictures")
+
+    lesson = read_lesson(vlm, learned, known, seed, lambda done: tell("learned from", len(learned), done), **how)
+    lines = lesson_lines(lesson, len(held))
+    if dry_run:
+        said = {word.name: {"false": word.false, "true": word.true} for word in lesson.words}
+        text = "\n".join([*lines, "Nothing was learned, nothing written."])
+        output.result(text, event="dry run", captions=lesson.captions, false=lesson.false, words=said)
+        return
+    for line in lines:
+        output.note(line)
+    word = None if general.lower() == "none" else general
+    edit = learn(vlm, lesson, known, word, Settings(recall=0.75 * recall))
+    output.note(str(edit))
+    proof = ground_captions(
+        vlm, edit, held, known, at_least, recall, lambda done: tell("measured on", len(held), done), **how
+    )
+    written = write_grounding(out, vlm, edit, lesson, proof, " ".join(["mmn", *sys.argv[1:]]), peft)
+    if proof.refusal:
+        raise EditError(
+            f"Refused, and no edit was written: {proof.refusal} {str(written.summary)!r} shows what changed. Give more "
+            "pictures to learn from, or lower --at-least or raise --recall if you can live with it."
+        )
+    output.result(
+        f"{written.summary}: CHAIRi {proof['CHAIRi before'].estimate.value:.3f} → "
+        f"{proof['CHAIRi after'].estimate.value:.3f}, recall {proof['recall before'].estimate.value:.3f} → "
+        f"{proof['recall after'].estimate.value:.3f}, {written.edit}",
+        event="done",
+        summary=str(written.summary),
+        edit=str(written.edit),
+        adapter=None if written.adapter is None else str(written.adapter),
+    )
+
+
+def _with_truth(items: Sequence[Item], truths: Mapping[str, Truth], output: Output) -> list[Shown]:
+    """The pictures whose truth is known, each to be read when it is needed."""
+    from mmneurons.errors import PictureError
+    from mmneurons.measures.truth import matched
+    from mmneurons.mitigation.hallucination import Shown
+    from mmneurons.vlm.pictures import decode_picture
+
+    found = matched(truths, [item.source for item in items])
+    shown = []
+    for item in items:
+        own = found.get(Path(item.source).name)
+        if own is None:
+            continue
+        try:
+            decode_picture(item.read(), item.source)
+        except PictureError as error:
+            output.note(f"Passed over: {error}")
+            continue
+        shown.append(Shown(item.source, _opener(item), own))
+    if len(shown) < len(items):
+        output.note(f"{len(shown)} of {len(items)} pictures can be read and have a truth; the others are left out.")
+    return shown
+
+
+def _opener(item: Item) -> Callable[[], Image.Image]:
+    from mmneurons.vlm.pictures import decode_picture
+
+    return lambda: decode_picture(item.read(), item.source)

@@ -175,4 +175,6 @@ class Edit:
         own = f"{what}, {self.recipe.get('method')}"
         if isinstance(parts := self.recipe.get("edits"), list):
             own = f"{len(parts)} edits as one"
+        elif (title := self.recipe.get("title")) is not None:
+            own = f"{title}, {self.recipe.get('method')}"
         return f"Edit({own}, {where}{missed}{said})"

@@ -36,7 +36,7 @@ from mmneurons.vlm.paths import carry_back
 from mmneurons.vlm.readout import Readout, readout
 from mmneurons.vlm.upper import upper
 
-__all__ = ["LeastSquares"]
+__all__ = ["LeastSquares", "covariance"]
 
 SAMPLED = 16384
 """Over how many ordinary tokens the covariance of the unembeddings is taken, at most."""
@@ -87,7 +87,7 @@ class LeastSquares:
         vlm = task.vlm
         blocks = sorted({block % len(vlm.anatomy.blocks) for block in self.blocks if _is_block(vlm, block)})
         head = readout(vlm)
-        spread = None if self.whitening is None else _covariance(head)
+        spread = None if self.whitening is None else covariance(head)
         arrows = _arrows(task.wants)
         kept = _features(task.kept, blocks)
         wanted = [_features([Kept(want.recording, (want.step,)) for want in own], blocks) for own in arrows.values()]
@@ -240,7 +240,7 @@ def _directions(
     return directions, torch.stack(gains, 1)
 
 
-def _covariance(head: Readout) -> Float[Tensor, "hidden hidden"]:
+def covariance(head: Readout) -> Float[Tensor, "hidden hidden"]:
     """Of the unembeddings of ordinary tokens."""
     ordinary = head.ordinary.nonzero().flatten()
     if len(ordinary) > SAMPLED:

@@ -247,10 +247,12 @@ def swap_of(edit: Edit) -> Swap:
     """What an edit was asked for.
 
     Raises:
-        OptionError: it is several in one, and was asked for several things.
+        OptionError: it is several in one, or changes no single word.
     """
-    if "edits" in edit.recipe:
-        raise OptionError("This edit is several as one. Say whose request is judged, or measure them one by one.")
+    if not isinstance(edit.recipe.get("source"), str):
+        raise OptionError(
+            f"{edit} changes no single word, so there is no request to judge. Pass swap=Swap(source, to)."
+        )
     source, to = edit.recipe.get("source"), edit.recipe.get("to")
     return Swap(str(source), None if to is None else str(to), bool(edit.recipe.get("inflections", True)))
 

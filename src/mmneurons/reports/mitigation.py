@@ -17,9 +17,24 @@ from mmneurons.reports.texts import cell, plain
 from mmneurons.vlm.model import VLM
 from mmneurons.whole_files import write_whole
 
-__all__ = ["ADAPTER", "EDIT", "SUMMARY", "Written", "check_folder", "survey_lines", "write_mitigation"]
+__all__ = [
+    "ADAPTER",
+    "EDIT",
+    "FIGURES",
+    "SIGNATURE",
+    "SUMMARY",
+    "Written",
+    "changes_table",
+    "check_folder",
+    "figure_as_json",
+    "how_to_use",
+    "survey_lines",
+    "write_mitigation",
+]
 
 SUMMARY, FIGURES, EDIT, ADAPTER = "README.md", "summary.json", "edit.safetensors", "adapter"
+
+SIGNATURE = "Signed off by: ____________________  Date: ____________"
 
 SHOWN = 5
 """How many captions of a word are shown."""
@@ -108,7 +123,7 @@ def write_mitigation(
 
 
 def _as_json(line: Line) -> Mapping[str, object]:
-    figures = {one.name: _figure(one) for one in (line.reliability, line.generality) if one is not None}
+    figures = {one.name: figure_as_json(one) for one in (line.reliability, line.generality) if one is not None}
     return {
         "word": line.wish.word,
         "to": line.wish.to,
@@ -120,7 +135,8 @@ def _as_json(line: Line) -> Mapping[str, object]:
     }
 
 
-def _figure(one: Figure) -> Mapping[str, object]:
+def figure_as_json(one: Figure) -> Mapping[str, object]:
+    """A figure, as JSON has it."""
     return {"value": one.estimate.value, "interval": [one.estimate.low, one.estimate.high], "captions": one.captions}
 
 
@@ -150,20 +166,24 @@ def _page(vlm: VLM, survey: Survey, mitigation: Mitigation, made_by: str, at_lea
         f"At least {at_least:.0%} have to be unchanged word for word.",
         "",
     ]
-    lines += _changes("Changed captions that should have stayed", proof.changes)
+    lines += changes_table("Changed captions that should have stayed", proof.changes)
     for line in proof.lines:
-        lines += _changes(f"{line.wish}", line.changes[:SHOWN])
+        lines += changes_table(f"{line.wish}", line.changes[:SHOWN])
     if not proof.refusal:
-        lines += [
-            "## To use it",
-            "",
-            f"`{EDIT}` holds all edits: `mmn apply {EDIT} PICTURES`, or `mmn.Edit.load({EDIT!r}).apply(vlm)`; "
-            f"`mmn export {EDIT} --checkpoint FOLDER` writes the whole model."
-            + (f" `{ADAPTER}/` is the same for peft." if peft else ""),
-            "",
-        ]
-    lines += ["Signed off by: ____________________  Date: ____________", ""]
-    return "\n".join(lines)
+        lines += how_to_use(peft)
+    return "\n".join([*lines, SIGNATURE, ""])
+
+
+def how_to_use(peft: bool) -> list[str]:
+    """What to do with what was written."""
+    return [
+        "## To use it",
+        "",
+        f"`mmn apply {EDIT} PICTURES` tries it, `mmn.Edit.load({EDIT!r}).apply(vlm)` puts it into a model, and "
+        f"`mmn export {EDIT} --checkpoint FOLDER` writes the whole model."
+        + (f" `{ADAPTER}/` is the same for peft." if peft else ""),
+        "",
+    ]
 
 
 def _row(line: Line) -> str:
@@ -177,7 +197,8 @@ def _share(one: Figure | None) -> str:
     return "" if one is None else f"{one.estimate:.2f}"
 
 
-def _changes(title: str, changes: Sequence[Change]) -> list[str]:
+def changes_table(title: str, changes: Sequence[Change]) -> list[str]:
+    """Captions before and after, under a title; nothing where none changed."""
     if not changes:
         return []
     rows = [f"| {cell(one.name)} | {cell(one.before)} | {cell(one.after)} |" for one in changes]
