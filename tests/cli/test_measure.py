@@ -77,8 +77,10 @@ def test_pope_asks_the_model(place, tiny_checkpoint):
     ("arguments", "says"),
     [
         (("--suite", "pan2025"), "no suite 'pan2025'"),
-        (("--finders", "luck"), "no finder 'luck'"),
-        (("--measures", "luck"), "no measure 'luck'"),
+        (("--finders", "luck"), "no finder 'luck'. There are: 'contribution', 'contribution, vocabulary', "),
+        (("--finders", "greedy,distribution"), "Did you mean 'greedy, distribution'?"),
+        (("--measures", "luck"), "no measure 'luck'. There are: 'causal', "),
+        (("--measures", "Causal"), "Did you mean 'causal'?"),
         (("--measures", "looking"), "pass --truth"),
         (("--measures", "hallucination"), "pass --truth"),
         (("--wordnet",), "--truth"),
