@@ -97,16 +97,14 @@ def zeroed(vlm: VLM, neurons: Neurons, positions: Positions = "all") -> Iterator
 
 
 @contextmanager
-def held_at(
-    vlm: VLM, neurons: Neurons, values: Values, positions: Positions = "all"
-) -> Iterator[None]:
+def held_at(vlm: VLM, neurons: Neurons, values: Values, positions: Positions = "all") -> Iterator[None]:
     """Hold the activations of some neurons at values of their own, such as ``mean_activations``.
 
     Args:
         vlm: the model.
         neurons: block and column of each, their names, or ``word.top(20)``.
-        values: one for each, or a number for all. A unit of an expert is held at its value whether or not its expert was chosen, times the
-            factor that follows the write site.
+        values: one for each, or a number for all. A unit of an expert is held at its value whether or not its expert
+            was chosen, times the factor that follows the write site.
         positions: where, see ``Positions``.
 
     Raises:

@@ -35,7 +35,9 @@ def check_increasing(name: str, values: object) -> None:
     whole = isinstance(values, Sequence) and all(isinstance(one, int) and not isinstance(one, bool) for one in values)
     if whole and values and list(values) == sorted(set(values)) and values[0] >= 1:
         return
-    raise OptionError(f"{name}={values!r} is not possible: pass whole numbers from 1 in growing order, such as (1, 10).")
+    raise OptionError(
+        f"{name}={values!r} is not possible: pass whole numbers from 1 in growing order, such as (1, 10)."
+    )
 
 
 def check_known(kind: str, given: str, known: Iterable[str]) -> None:
