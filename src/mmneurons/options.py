@@ -32,8 +32,9 @@ def check_increasing(name: str, values: object) -> None:
     Raises:
         OptionError: they are not.
     """
-    whole = isinstance(values, Sequence) and all(isinstance(one, int) and not isinstance(one, bool) for one in values)
-    if whole and values and list(values) == sorted(set(values)) and values[0] >= 1:
+    given = list(values) if isinstance(values, Sequence) else []
+    numbers = [one for one in given if isinstance(one, int) and not isinstance(one, bool) and one >= 1]
+    if given and len(numbers) == len(given) and numbers == sorted(set(numbers)):
         return
     raise OptionError(
         f"{name}={values!r} is not possible: pass whole numbers from 1 in growing order, such as (1, 10)."
