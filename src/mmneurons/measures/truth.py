@@ -261,7 +261,7 @@ def _coco(content: Mapping) -> list[Truth]:
         # COCO itself has some of no width
         if bad := [box for box in boxes if not min(box[2:]) >= 0]:
             raise ValueError(
-                f"a bbox of COCO is [x, y, width, height] in pixels; {image['file_name']} has {bad[0]}, of a size below 0"
+                f"a bbox of COCO is [x, y, width, height] in pixels; {image['file_name']} has {bad[0]}, smaller than 0"
             )
         truths.append(
             Truth(
