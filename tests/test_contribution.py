@@ -248,7 +248,9 @@ def test_baselines(recorded):
 
 def test_options_that_cannot_be(recorded):
     vlm, recording = recorded
-    with pytest.raises(OptionError, match=r"no finder 'contributions'\. There are: contribution"):
+    with pytest.raises(
+        OptionError, match=r"no finder 'contributions'\. Did you mean 'contribution'\? There are: 'cont"
+    ):
         make_finder("contributions", {})
     with pytest.raises(OptionError, match="Its options are: against='distribution', norm='frozen', activation="):
         make_finder("contribution", {"agains": None})

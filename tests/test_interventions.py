@@ -8,7 +8,7 @@ from PIL import Image
 import mmneurons as mmn
 from helpers.tiny import tiny_llava, tiny_llava_next, tiny_llava_onevision
 from mmneurons.errors import AnatomyError, OptionError
-from mmneurons.interventions import logits_without, zeroed
+from mmneurons.interventions import held_at, logits_without, mean_activations, noisy, scaled, zeroed
 from mmneurons.vlm.recording import record_forced
 
 MAKERS = {
@@ -144,3 +144,50 @@ def test_what_is_not_there_is_refused(found):
         logits_without(found["dog"], [[(0, 10**6)]])
     with pytest.raises(OptionError):
         logits_without(found["dog"], [[(0, 1)]], step=1000)
+
+
+def test_neurons_may_be_named_as_they_are_shown(found):
+    """By their names, and by the table that ``top`` gives: the same as by block and column."""
+    part, vlm = found["dog"], found.vlm
+    places, table = part.neurons(5), part.top(5)
+    names = [row.neuron for row in table]
+    expected = logits_without(part, [places])
+    assert not torch.allclose(expected[0], expected[1], atol=1e-3)
+    for named in (table, names, list(table), [vlm.neuron(name) for name in names]):
+        torch.testing.assert_close(logits_without(part, [named]), expected)
+        with zeroed(vlm, named):
+            again = record_forced(vlm, found.recording.request, found.recording.token_ids.tolist())
+        assert float(again.activations[:, *zip(*places)].abs().max()) == 0
+        torch.testing.assert_close(
+            mean_activations(vlm, [found.recording], named), mean_activations(vlm, [found.recording], places)
+        )
+    with zeroed(vlm, names[0]):
+        again = record_forced(vlm, found.recording.request, found.recording.token_ids.tolist())
+    assert float(again.activations[:, *places[0]].abs().max()) == 0
+
+
+@pytest.mark.parametrize("values", [3.0, [3.0, 3.0], torch.tensor([3.0, 3.0])])
+def test_neurons_are_held_at_a_number_or_at_one_for_each(found, values):
+    with held_at(found.vlm, found["dog"].top(2), values):
+        again = record_forced(found.vlm, found.recording.request, found.recording.token_ids.tolist())
+    for place in found["dog"].neurons(2):
+        assert again.activations[:, *place].tolist() == pytest.approx([3.0] * len(again), abs=1e-5)
+
+
+def test_what_is_no_neuron_and_no_number_is_told(found, unchecked):
+    vlm = found.vlm
+    for neurons, says in (
+        (found["dog"], "no list of neurons"),
+        (3, "no list of neurons"),
+        ((0, 3), "0 is no neuron"),
+        ([(0, 3, 1)], "is no neuron"),
+        ([(0, 3.5)], "is no neuron"),
+    ):
+        for make in (lambda own: zeroed(vlm, own), lambda own: scaled(vlm, own, 0.5), lambda own: noisy(vlm, own)):
+            with pytest.raises(OptionError, match=says), make(neurons):
+                pass
+    for value in ("much", [1.0, "much"], float("nan"), [float("inf")], None, True, torch.zeros(1, 1)):
+        with pytest.raises(OptionError, match="values="), held_at(vlm, ["L0.u3"], value):
+            pass
+    with pytest.raises(AnatomyError, match="does not name a neuron"), zeroed(vlm, ["u3"]):
+        pass

@@ -18,6 +18,7 @@ from mmneurons.errors import OptionError
 from mmneurons.finders.contribution import Contribution, directions
 from mmneurons.finders.protocol import Finder, Target
 from mmneurons.finding import WordFinding
+from mmneurons.neurons import Neurons, places_of
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.paths import carry_back, write_paths
 from mmneurons.vlm.readout import readout
@@ -126,21 +127,21 @@ class NeuronCheck:
         return float((self.measured - self.claimed).abs().max()) / max(1.0, abs(self.expected))
 
 
-def check_neurons(word: WordFinding, neurons: Sequence[tuple[int, int] | str]) -> NeuronCheck:
+def check_neurons(word: WordFinding, neurons: Neurons) -> NeuronCheck:
     """Take neurons away one by one, and compare what the logit loses with their scores.
 
     See ``check_places`` for what is held on the way.
 
     Args:
         word: of a finding by ``contribution`` with the norm and with whole activations, of one explained token.
-        neurons: block and column of each, or their names; for example ``word.neurons(20)``.
+        neurons: block and column of each, or their names; for example ``word.neurons(20)`` or ``word.top(20)``.
 
     Raises:
         OptionError: the scores are no contributions, or add up several tokens; or there are no neurons.
+        AnatomyError: there is no such neuron.
     """
     _check_word(word)
-    anatomy = word.found.vlm.anatomy
-    places = [anatomy.parse(place) if isinstance(place, str) else place for place in neurons]
+    places = places_of(word.found.vlm, neurons)
     finder = word.found.finder
     if not isinstance(finder, Contribution) or finder.norm is None or finder.activation != "product":
         raise OptionError("Only contributions with the norm and whole activations are changes of the logit.")

@@ -100,9 +100,10 @@ class WordFinding:
         return Scores(self.scores, self.activations, self.total, self.note, self.order).best(k, widths)
 
     def top(self, k: int = 10, promotes: int = 10, by: PromotedBy = "cosine") -> NeuronTable:
-        """The k neurons with the highest scores.
+        """The k neurons with the highest scores, or a set that was chosen, in the order in which it was.
 
-        What they promote is read from the model's weights as they are when this is called.
+        Where k is more than the set holds, those behind it are marked, and the note says so. What neurons promote is
+        read from the model's weights as they are when this is called.
 
         Args:
             k: how many neurons.
@@ -128,10 +129,18 @@ class WordFinding:
                 share=self.share(float(self.scores[place])),
                 activation=activation,
                 promotes=promoted,
+                outside=bool(self.order) and place not in self.order,
             )
             for rank, (place, activation, promoted) in enumerate(zip(places, activations, tokens, strict=True))
         )
-        return NeuronTable(f"{self.word!r} in {self.found.caption!r}", rows, full_note(self.note, self.total))
+        return NeuronTable(f"{self.word!r} in {self.found.caption!r}", rows, full_note(self.note_of(k), self.total))
+
+    def note_of(self, k: int) -> str:
+        """What stands below the first k neurons: the note, and how many of them stand behind a set."""
+        size = len(self.order)
+        if not size or k <= size:
+            return self.note
+        return f"{self.note}; the first {size} are the set, the {k - size} behind them are not of it"
 
     def look(self, rank: int = 0, first: int | None = None) -> Heatmap:
         """Where a neuron looks: its activation at the image tokens, times the sign that it had when the word was said.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmneurons.errors import OptionError
 from mmneurons.finding import WordFinding
+from mmneurons.neurons import Neurons, places_of
 from mmneurons.options import check_seed
 from mmneurons.vlm.changes import ALL, EMITTING, Change, changed, zeros
 from mmneurons.vlm.hooks import listening
@@ -47,8 +48,8 @@ Positions = Literal["all", "emitting"]
 """``"all"``, or ``"emitting"``: the positions that emit tokens. Those are the last one of every forward, and in a
 recording of a given caption all that emit its tokens."""
 
-Places = Sequence[tuple[int, int]]
-"""Block and column of neurons."""
+Values = Float[Tensor, "neurons"] | Sequence[float] | float
+"""One number for each neuron, or one for all."""
 
 
 @contextmanager
@@ -79,38 +80,35 @@ def intervened(vlm: VLM, changes: Sequence[Change], positions: Positions = "all"
 
 
 @contextmanager
-def zeroed(vlm: VLM, neurons: Places, positions: Positions = "all") -> Iterator[None]:
+def zeroed(vlm: VLM, neurons: Neurons, positions: Positions = "all") -> Iterator[None]:
     """Hold the activations of some neurons at zero while the block runs.
 
     Args:
         vlm: the model.
-        neurons: block and column of each.
+        neurons: block and column of each, their names, or ``word.top(20)``.
         positions: where, see ``Positions``.
 
     Raises:
         OptionError: ``positions`` is something else.
         AnatomyError: there is no such neuron.
     """
-    _check(vlm, neurons)
-    with intervened(vlm, zeros(neurons), positions):
+    with intervened(vlm, zeros(places_of(vlm, neurons)), positions):
         yield
 
 
 @contextmanager
-def held_at(
-    vlm: VLM, neurons: Places, values: Float[Tensor, "neurons"], positions: Positions = "all"
-) -> Iterator[None]:
+def held_at(vlm: VLM, neurons: Neurons, values: Values, positions: Positions = "all") -> Iterator[None]:
     """Hold the activations of some neurons at values of their own, such as ``mean_activations``.
 
     Args:
         vlm: the model.
-        neurons: block and column of each.
-        values: one for each. A unit of an expert is held at its value whether or not its expert was chosen, times the
-            factor that follows the write site.
+        neurons: block and column of each, their names, or ``word.top(20)``.
+        values: one for each, or a number for all. A unit of an expert is held at its value whether or not its expert
+            was chosen, times the factor that follows the write site.
         positions: where, see ``Positions``.
 
     Raises:
-        OptionError: ``positions`` is something else, or there is not one value for each neuron.
+        OptionError: ``positions`` is something else, or there is not one number for each neuron.
         AnatomyError: there is no such neuron.
     """
     with intervened(vlm, held_at_changes(vlm, neurons, values), positions):
@@ -118,12 +116,12 @@ def held_at(
 
 
 @contextmanager
-def scaled(vlm: VLM, neurons: Places, factor: float, positions: Positions = "all") -> Iterator[None]:
+def scaled(vlm: VLM, neurons: Neurons, factor: float, positions: Positions = "all") -> Iterator[None]:
     """Multiply the activations of some neurons while the block runs.
 
     Args:
         vlm: the model.
-        neurons: block and column of each.
+        neurons: block and column of each, their names, or ``word.top(20)``.
         factor: 0 takes them away, 1 leaves them as they are.
         positions: where, see ``Positions``.
 
@@ -138,7 +136,7 @@ def scaled(vlm: VLM, neurons: Places, factor: float, positions: Positions = "all
 @contextmanager
 def noisy(
     vlm: VLM,
-    neurons: Places,
+    neurons: Neurons,
     sigma: float = 1.0,
     on: Literal["vector", "activation"] = "vector",
     seed: int = 0,
@@ -148,7 +146,7 @@ def noisy(
 
     Args:
         vlm: the model.
-        neurons: block and column of each.
+        neurons: block and column of each, their names, or ``word.top(20)``.
         sigma: standard deviation. On output vectors over the root mean square of the vector's elements; on activations
             over the activation, which is multiplied by 1 + σ ε with one ε for each neuron. The value that Pan et al.
             (2024) used was never published.
@@ -164,57 +162,59 @@ def noisy(
         yield
 
 
-def held_at_changes(vlm: VLM, neurons: Places, values: Float[Tensor, "neurons"]) -> list[Change]:
+def held_at_changes(vlm: VLM, neurons: Neurons, values: Values) -> list[Change]:
     """The changes of ``held_at``. Errors as there."""
-    if len(values) != len(neurons) or len(set(neurons)) != len(neurons):
-        raise OptionError(f"There are {len(set(neurons))} neurons and {len(values)} values: pass one for each.")
-    return _changes(vlm, neurons, torch.zeros(len(neurons)), values)
+    places = places_of(vlm, neurons)
+    held = _numbers(values, len(places))
+    if len(held) != len(places) or len(set(places)) != len(places):
+        raise OptionError(f"There are {len(set(places))} neurons and {len(held)} values: pass one for each.")
+    return _changes(places, torch.zeros(len(places)), held)
 
 
-def scale_changes(vlm: VLM, neurons: Places, factor: float) -> list[Change]:
+def scale_changes(vlm: VLM, neurons: Neurons, factor: float) -> list[Change]:
     """The changes of ``scaled``. Errors as there."""
     _check_number("factor", factor)
-    neurons = list(dict.fromkeys(neurons))
-    return _changes(vlm, neurons, torch.full((len(neurons),), float(factor)), torch.zeros(len(neurons)))
+    places = list(dict.fromkeys(places_of(vlm, neurons)))
+    return _changes(places, torch.full((len(places),), float(factor)), torch.zeros(len(places)))
 
 
 def noise_changes(
-    vlm: VLM, neurons: Places, sigma: float = 1.0, on: Literal["vector", "activation"] = "vector", seed: int = 0
+    vlm: VLM, neurons: Neurons, sigma: float = 1.0, on: Literal["vector", "activation"] = "vector", seed: int = 0
 ) -> list[Change]:
     """The changes of ``noisy``. Errors as there."""
     if on not in ("vector", "activation"):
         raise OptionError(f"on={on!r} is not possible. Choose 'vector' or 'activation'.")
     _check_number("sigma", sigma)
     check_seed(seed)
-    neurons = list(dict.fromkeys(neurons))
+    places = list(dict.fromkeys(places_of(vlm, neurons)))
     generator = torch.Generator().manual_seed(seed)
-    count = len(neurons)
+    count = len(places)
     if on == "activation":
         factor = 1 + sigma * torch.randn(count, generator=generator)
-        return _changes(vlm, neurons, factor, torch.zeros(count))
+        return _changes(places, factor, torch.zeros(count))
     draw = torch.randn(count, vlm.anatomy.hidden, generator=generator)
-    vectors = _columns(vlm, neurons)
+    vectors = _columns(vlm, places)
     noise = sigma * draw * vectors.square().mean(-1, keepdim=True).sqrt()
-    return _changes(vlm, neurons, torch.ones(count), torch.zeros(count), noise)
+    return _changes(places, torch.ones(count), torch.zeros(count), noise)
 
 
-def mean_activations(vlm: VLM, recordings: Sequence[Recording], neurons: Places) -> Float[Tensor, "neurons"]:
+def mean_activations(vlm: VLM, recordings: Sequence[Recording], neurons: Neurons) -> Float[Tensor, "neurons"]:
     """The mean activation of some neurons over the emitting positions of a reference set, for ``held_at``.
 
     Raises:
         OptionError: there are no recordings.
         AnatomyError: there is no such neuron.
     """
-    _check(vlm, neurons)
+    places = places_of(vlm, neurons)
     if not recordings:
         raise OptionError("A mean needs recordings to be taken over: pass those of a reference set.")
-    blocks, own = [block for block, _ in neurons], [column for _, column in neurons]
+    blocks, own = [block for block, _ in places], [column for _, column in places]
     steps = torch.cat([recording.activations[:, blocks, own] for recording in recordings])
     return steps.double().mean(0).float()
 
 
 def logits_without(
-    word: WordFinding, sets: Sequence[Places], step: int | None = None
+    word: WordFinding, sets: Sequence[Neurons], step: int | None = None
 ) -> Float[Tensor, "rows vocabulary"]:
     """The logits that a word came from, without some neurons at the position that emitted it; later blocks react.
 
@@ -222,7 +222,7 @@ def logits_without(
 
     Args:
         word: of a finding.
-        sets: sets of neurons, block and column of each neuron; every set is a variant of its own, all are run at once.
+        sets: sets of neurons, named as in ``zeroed``; every set is a variant of its own, all are run at once.
         step: the index into ``recording.token_ids`` of another token than the word's first.
 
     Returns:
@@ -237,14 +237,7 @@ def logits_without(
     step = word.steps[0] if step is None else step
     if not 0 <= step < len(recording):
         raise OptionError(f"There is no step {step}: steps are 0 to {len(recording) - 1}.")
-    for neurons in sets:
-        _check(vlm, neurons)
-    return replay_without(vlm, recording, step, sets)
-
-
-def _check(vlm: VLM, neurons: Places) -> None:
-    for place in neurons:
-        vlm.anatomy.name(*place)
+    return replay_without(vlm, recording, step, [places_of(vlm, neurons) for neurons in sets])
 
 
 def _check_number(name: str, value: object) -> None:
@@ -252,15 +245,27 @@ def _check_number(name: str, value: object) -> None:
         raise OptionError(f"{name}={value!r} is not possible: it has to be a finite number.")
 
 
+def _numbers(values: Values, count: int) -> Float[Tensor, "neurons"]:
+    """A number for each neuron, or one for all of them, as a tensor."""
+    if isinstance(values, int | float):
+        _check_number("values", values)
+        return torch.full((count,), float(values))
+    try:
+        held = torch.as_tensor(values).float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(f"values={values!r} is not possible: pass a number, or one for each neuron.") from error
+    if held.ndim != 1 or not held.isfinite().all():
+        raise OptionError(f"values={values!r} is not possible: pass finite numbers, one for each neuron.")
+    return held
+
+
 def _changes(
-    vlm: VLM,
-    neurons: Places,
+    neurons: Sequence[tuple[int, int]],
     factor: Float[Tensor, "neurons"],
     shift: Float[Tensor, "neurons"],
     noise: Float[Tensor, "neurons hidden"] | None = None,
 ) -> list[Change]:
     """One change for every block."""
-    _check(vlm, neurons)
     changes = []
     for block in sorted({block for block, _ in neurons}):
         own = [index for index, place in enumerate(neurons) if place[0] == block]
@@ -276,9 +281,8 @@ def _changes(
     return changes
 
 
-def _columns(vlm: VLM, neurons: Places) -> Float[Tensor, "neurons hidden"]:
+def _columns(vlm: VLM, neurons: Sequence[tuple[int, int]]) -> Float[Tensor, "neurons hidden"]:
     """The columns of neurons as their write sites hold them."""
-    _check(vlm, neurons)
     rows = torch.zeros(len(neurons), vlm.anatomy.hidden)
     for index, (block, column) in enumerate(neurons):
         site = vlm.anatomy.site(block, column)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mmneurons.errors import OptionError
 from mmneurons.promotion import PromotedBy, promoted_tokens
 from mmneurons.table import NeuronRow, NeuronTable
 from mmneurons.vlm.model import VLM
@@ -17,7 +19,7 @@ from mmneurons.vlm.pictures import PictureLike
 from mmneurons.vlm.recording import Recording, image_activations
 from mmneurons.vlm.sites import columns
 
-__all__ = ["Neuron", "NeuronActivations", "NeuronRow", "NeuronTable", "output_vectors"]
+__all__ = ["Neuron", "NeuronActivations", "NeuronRow", "NeuronTable", "Neurons", "output_vectors", "places_of"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,42 @@ class Neuron:
 
     def __repr__(self) -> str:
         return f"Neuron({self.name} of {self.vlm.name})"
+
+
+Neurons = NeuronTable | Sequence[tuple[int, int] | str | NeuronRow | Neuron]
+"""Neurons as people name them: block and column of each, their names, or what ``top`` gives."""
+
+
+def places_of(vlm: VLM, neurons: Neurons) -> list[tuple[int, int]]:
+    """Block and column of each neuron, however it is named.
+
+    Raises:
+        OptionError: something is no neuron.
+        AnatomyError: this model has no such neuron.
+    """
+    try:
+        return [_place(vlm, neuron) for neuron in ([neurons] if isinstance(neurons, str) else neurons)]
+    except TypeError as error:
+        raise OptionError(
+            f"{neurons!r} is no list of neurons: pass found['dog'].top(20), found['dog'].neurons(20), or a list."
+        ) from error
+
+
+def _place(vlm: VLM, neuron: tuple[int, int] | str | NeuronRow | Neuron) -> tuple[int, int]:
+    if isinstance(neuron, str):
+        return vlm.anatomy.parse(neuron)
+    if isinstance(neuron, NeuronRow):
+        return vlm.anatomy.parse(neuron.neuron)
+    if isinstance(neuron, Neuron):
+        neuron = neuron.block, neuron.column
+    try:
+        block, column = (index(part) for part in neuron)
+    except (TypeError, ValueError) as error:
+        raise OptionError(
+            f"{neuron!r} is no neuron: pass its block and column, such as (29, 1022), or its name, 'L29.u1022'."
+        ) from error
+    vlm.anatomy.name(block, column)
+    return block, column
 
 
 def output_vectors(vlm: VLM, neurons: Sequence[tuple[int, int]]) -> Float[Tensor, "neurons hidden"]:

@@ -11,7 +11,16 @@ from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mmneurons.errors import OptionError
 
-__all__ = ["check_seed", "check_share", "check_whole", "chosen", "named_words", "refuse_unknown"]
+__all__ = [
+    "check_increasing",
+    "check_known",
+    "check_seed",
+    "check_share",
+    "check_whole",
+    "chosen",
+    "named_words",
+    "refuse_unknown",
+]
 
 T = TypeVar("T")
 
@@ -28,6 +37,36 @@ def check_whole(name: str, value: object, least: int = 1, most: int | None = Non
     raise OptionError(f"{name}={value!r} is not possible: it has to be a whole number {bounds}.")
 
 
+def check_increasing(name: str, values: object) -> None:
+    """Refuse what are no whole numbers from 1, each larger than the one before.
+
+    Raises:
+        OptionError: they are not.
+    """
+    given = list(values) if isinstance(values, Sequence) else []
+    numbers = [one for one in given if isinstance(one, int) and not isinstance(one, bool) and one >= 1]
+    if given and len(numbers) == len(given) and numbers == sorted(set(numbers)):
+        return
+    raise OptionError(
+        f"{name}={values!r} is not possible: pass whole numbers from 1 in growing order, such as (1, 10)."
+    )
+
+
+def check_known(kind: str, given: str, known: Iterable[str]) -> None:
+    """Refuse a name that nothing has, and say which was meant.
+
+    Raises:
+        OptionError: there is nothing of this name.
+    """
+    names = list(dict.fromkeys(known))
+    if given in names:
+        return
+    close = get_close_matches(given.lower(), names, 1)
+    meant = f"Did you mean {close[0]!r}? " if close else ""
+    # in quotes, because some names hold commas
+    raise OptionError(f"There is no {kind} {given!r}. {meant}There are: {', '.join(map(repr, names))}.")
+
+
 def chosen(kind: str, registry: Mapping[str, type], given: str | T, options: Mapping[str, object]) -> T:
     """What a registry has under a name, a dataclass of its options, with these options; or what is given instead.
 
@@ -41,8 +80,7 @@ def chosen(kind: str, registry: Mapping[str, type], given: str | T, options: Map
         if options:
             raise OptionError(f"{given!r} has its options already; these were passed beside it: {', '.join(options)}.")
         return given
-    if given not in registry:
-        raise OptionError(f"There is no {kind} {given!r}. There are: {', '.join(registry)}.")
+    check_known(kind, given, registry)
     known = {field.name: field.default for field in fields(registry[given])}
     if unknown := [option for option in options if option not in known]:
         has = ", ".join(f"{name}={default!r}" for name, default in known.items())

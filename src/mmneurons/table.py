@@ -30,6 +30,7 @@ class NeuronRow:
         activation: at the position that emitted the explained token.
         promotes: the tokens that it makes likelier with the sign that its activation had.
         expert: its expert in a mixture of experts, otherwise None.
+        outside: whether it stands behind a set that was chosen, and is not of it.
     """
 
     rank: int
@@ -41,6 +42,12 @@ class NeuronRow:
     activation: float
     promotes: tuple[str, ...]
     expert: int | None = None
+    outside: bool = False
+
+    @property
+    def shown(self) -> str:
+        """Its name, in brackets where it is not of the set."""
+        return f"({self.neuron})" if self.outside else self.neuron
 
 
 @dataclass(frozen=True)
@@ -116,7 +123,7 @@ def _cells(row: NeuronRow) -> tuple[str, ...]:
     share = "" if row.share is None else f"{row.share:.1%}"
     promotes = " ".join(dict.fromkeys(visible(token) for token in row.promotes))
     # significant digits: against the distribution all scores of a word that was certain are small
-    return row.neuron, f"{row.score:.3g}", share, f"{row.activation:.3g}", promotes
+    return row.shown, f"{row.score:.3g}", share, f"{row.activation:.3g}", promotes
 
 
 def _cut(line: str, width: int) -> str:

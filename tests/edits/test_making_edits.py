@@ -104,7 +104,7 @@ def test_a_keep_set_that_holds_the_word(demo, pictures, recordings):
 
 
 def test_methods_and_options_that_there_are_not(demo, pictures):
-    with pytest.raises(OptionError, match="There are: least_squares"):
+    with pytest.raises(OptionError, match="There are: 'least_squares'"):
         mmn.edit(demo, "dog", "cat", pictures=pictures, method="rome")
     with pytest.raises(OptionError, match="has no option k"):
         mmn.edit(demo, "dog", "cat", pictures=pictures, k=3)

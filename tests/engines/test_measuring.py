@@ -1,8 +1,11 @@
 """Measuring into a folder: its numbers are those of the measures, and stopping it changes nothing."""
 
+import hashlib
 import json
 import re
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -128,12 +131,128 @@ def test_a_page_has_controls_intervals_and_verdicts(whole, plan):
 
 def test_another_question_is_refused(vlm, photos, whole, plan):
     other = suite(quick=True, finders=("activation",), measures=("causal",))
-    with pytest.raises(RunError, match="another suite"):
+    with pytest.raises(RunError, match=r"other finders or measures \(there → asked\): .*'total'.* → nothing; "):
         measure(vlm, photos, whole.path, other)
-    with pytest.raises(RunError, match="another options"):
-        measure(vlm, photos, whole.path, plan, seed=3)
-    with pytest.raises(RunError, match="another model"):
+    with pytest.raises(RunError, match=r"other options \(there → asked\): words: nothing → \['dog'\]; seed: 0 → 3\."):
+        measure(vlm, photos, whole.path, plan, seed=3, words=["dog"])
+    with pytest.raises(RunError, match=r"another model \(there → asked\): .*'LlavaForCond.* → 'LlavaNextForCond"):
         measure(mmn.wrap(*tiny_llava_next()), photos, whole.path, plan)
+    causal = plan.about["measures"]["causal"]
+    longer = {**plan.about, "measures": {**plan.about["measures"], "causal": causal.replace("longer=8", "longer=9")}}
+    with pytest.raises(RunError, match=r"measures 'causal': …[^;]*, longer=8\)\W → …[^;]*, longer=9\)\W\."):
+        measure(vlm, photos, whole.path, replace(plan, about=longer))
+
+
+def test_more_pictures_of_the_same_truth(vlm, photos, tmp_path, plan):
+    truths = {f"{k}.png": Truth(f"{k}.png", ("dog",)) for k in range(4)}
+    out = tmp_path / "out"
+    assert measure(vlm, photos, out, plan, truths=truths, limit=1).table("pictures").height == 1
+    assert measure(vlm, photos, out, plan, truths=truths, limit=2).table("pictures").height == 2
+    other = truths | {"0.png": Truth("0.png", ("cat",))}
+    with pytest.raises(RunError, match=r"other options \(there → asked\): truth"):
+        measure(vlm, photos, out, plan, truths=other, limit=2)
+    with pytest.raises(RunError, match="truth"):
+        measure(vlm, photos, out, plan, limit=2)
+
+
+def test_a_folder_of_before_whose_truth_is_of_the_chosen_pictures_alone(vlm, photos, tmp_path, plan):
+    truths = {f"{k}.png": Truth(f"{k}.png", ("dog",)) for k in range(4)}
+    out = tmp_path / "out"
+    measured = measure(vlm, photos, out, plan, truths=truths, limit=1)
+    about = json.loads((out / MEASURED_FILE).read_text())
+    # as it was written then
+    chosen = repr(sorted({"0.png": truths["0.png"]}.items()))
+    about["options"]["truth"] = hashlib.sha256(chosen.encode()).hexdigest()[:16]
+    (out / MEASURED_FILE).write_text(json.dumps(about))
+    again = measure(vlm, photos, out, plan, truths=truths, limit=1)
+    assert again.table("observed").equals(measured.table("observed"))
+    with pytest.raises(RunError, match="truth"):
+        measure(vlm, photos, out, plan, truths={"0.png": Truth("0.png", ("cat",))}, limit=1)
+
+
+def test_a_folder_in_which_no_word_was_measured_keeps_nothing_out(vlm, photos, tmp_path, plan):
+    out = tmp_path / "out"
+    measure(vlm, photos, out, plan, words=["unicorn"], limit=2)
+    measured = measure(vlm, photos, out, plan, words=["dog"], limit=1)
+    assert measured.table("words")["word"].to_list() == ["dog"]
+    assert measured.table("pictures").height == 1
+    with pytest.raises(RunError, match=r"words: \['dog'\] → \['unicorn'\]"):
+        measure(vlm, photos, out, plan, words=["unicorn"], limit=1)
+
+
+def test_copies_are_measured_once(vlm, photos, tmp_path, plan):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, own in (("a", 0), ("b", 1), ("c", 0)):
+        (folder / f"{name}.png").write_bytes((photos / f"{own}.png").read_bytes())
+    out = tmp_path / "out"
+    measured = measure(vlm, folder, out, plan)
+    pictures = measured.table("pictures").sort("source")
+    assert [caption is None for caption in pictures["caption"]] == [False, False, True]
+    assert pictures["image_id"][0] == pictures["image_id"][2]
+    assert pictures["error"].is_null().all()
+    assert measured.table("words").height == 4
+    page = write_page(measured, plan, None, None, draws=50).read_text()
+    assert "4 words of 2 pictures" in page
+    assert "1 picture is a copy of another one" in page
+    # a folder of before holds the words of copies, too
+    first = next(part for part in (out / "parts").iterdir() if pl.read_parquet(part / "words.parquet").height)
+    shutil.copytree(first, out / "parts" / "again")
+    before = write_page(open_measured(out), plan, None, None, draws=50).read_text()
+    assert "4 words of 2 pictures" in before
+    assert "2 pictures are copies of others" in before
+    tables = [re.findall(r"### Causal effect: log p.*?(?=###)", one, flags=re.S) for one in (page, before)]
+    assert len(tables[0]) == 1
+    assert tables[0] == tables[1]
+
+
+def garbage(file):
+    file.write_bytes(b"no table")
+
+
+def cut_off(file):
+    file.write_bytes(file.read_bytes()[:-20])
+
+
+def middle(file):
+    data = bytearray(file.read_bytes())
+    data[8 : len(data) // 2] = bytes(len(data) // 2 - 8)
+    file.write_bytes(bytes(data))
+
+
+def of_something_else(file):
+    pl.DataFrame({"a": [1]}).write_parquet(file)
+
+
+@pytest.mark.parametrize("name", [*TABLES, "answers"])
+@pytest.mark.parametrize("harm", [garbage, cut_off, of_something_else, Path.unlink])
+def test_a_damaged_part_is_named(whole, plan, tmp_path, name, harm):
+    out = tmp_path / "out"
+    shutil.copytree(whole.path, out)
+    part = sorted((out / "parts").iterdir())[1]
+    harm(part / f"{name}.parquet")
+    with pytest.raises(RunError, match=re.escape(f"{name}.parquet' ")) as caught:
+        open_measured(out).table(name)
+    assert f"Delete the folder {str(part)!r}" in str(caught.value)
+
+
+def test_a_page_of_a_damaged_part_and_what_mends_it(vlm, photos, whole, plan, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(whole.path, out)
+    part = sorted((out / "parts").iterdir())[1]
+    middle(part / "observed.parquet")
+    with pytest.raises(RunError, match=r"observed\.parquet"):
+        write_page(measure(vlm, photos, out, plan), plan, None, None, draws=50)
+    (part / "observed.parquet").unlink()
+    with pytest.raises(RunError, match=r"observed\.parquet' is gone"):
+        measure(vlm, photos, out, plan)
+    shutil.rmtree(part)
+    mended = measure(vlm, photos, out, plan)
+    for name, table in rows(mended).items():
+        assert table.equals(rows(whole)[name]), name
+    (out / MEASURED_FILE).write_text("[]")
+    with pytest.raises(RunError, match="damaged"):
+        open_measured(out)
 
 
 def test_a_picture_that_cannot_be_read_is_a_row(vlm, photos, tmp_path, plan):
@@ -143,12 +262,12 @@ def test_a_picture_that_cannot_be_read_is_a_row(vlm, photos, tmp_path, plan):
     (folder / "broken.png").write_bytes(b"no picture")
     measured = measure(vlm, folder, tmp_path / "out", plan)
     assert [error is None for error in measured.table("pictures").sort("source")["error"]] == [True, False]
-    assert "1 pictures failed" in write_page(measured, plan, None, None, draws=50).read_text()
+    assert "1 picture failed; the first: PictureError" in write_page(measured, plan, None, None, draws=50).read_text()
 
 
 def test_nothing_to_measure_is_said(vlm, photos, tmp_path, plan):
     measured = measure(vlm, photos, tmp_path / "out", plan, words=["unicorn"], limit=1)
-    with pytest.raises(RunError, match="No word of 1 pictures could be measured"):
+    with pytest.raises(RunError, match="No word of 1 picture could be measured"):
         write_page(measured, plan, None, None)
     with pytest.raises(OptionError, match="other pictures"):
         measure(vlm, photos, tmp_path / "other", plan, truths={"x.jpg": Truth("x.jpg", ("dog",))})

@@ -5,11 +5,15 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mmneurons as mmn
 from helpers.families import FAMILIES
+from helpers.speaking import SAID, make_it_say
+from helpers.tiny import tiny_llava
 from mmneurons.errors import OptionError
 from mmneurons.finders import (
     FINDERS,
@@ -247,6 +251,25 @@ def test_greedy_takes_the_best_handful_of_what_is_left(by, against):
         chosen += best
     assert list(scores.order) == chosen
     assert scores.best(5, [width] * len(values)) == chosen[:5]
+
+
+def test_what_stands_behind_a_set_is_marked():
+    vlm = mmn.wrap(*tiny_llava())
+    make_it_say(vlm, SAID)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 70, 3), dtype=np.uint8))
+    word = mmn.find(vlm, picture, words=["dog"], finder="greedy", k=4, handful=2)["dog"]
+    alone = mmn.find(vlm, picture, words=["dog"], finder="total", against="vocabulary")["dog"]
+    table = word.top(7)
+    # the first handful is chosen with every neuron in place
+    assert [row.neuron for row in table.rows[:2]] == [row.neuron for row in alone.top(2)]
+    assert [row.outside for row in table] == [False] * 4 + [True] * 3
+    assert "the first 4 are the set, the 3 behind them are not of it" in table.note
+    lines = str(table).splitlines()
+    assert [line.strip().startswith("(") for line in lines[2:9]] == [False] * 4 + [True] * 3
+    assert not any(row.outside for row in word.top(4))
+    assert "are not of it" not in word.top(4).note
+    assert [row.neuron for row in word.top(3)] == [row.neuron for row in table.rows[:3]]
+    assert not any(row.outside for row in alone.top(7))
 
 
 def contributions_by_hand(of: Studied, zero) -> torch.Tensor:

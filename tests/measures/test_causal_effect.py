@@ -10,11 +10,13 @@ from PIL import Image
 import mmneurons as mmn
 from helpers.speaking import SAID, make_it_say
 from helpers.tiny import tiny_llava
+from mmneurons.errors import OptionError
 from mmneurons.finders import Scores
 from mmneurons.measures.case import Case, Observation, Ranking
 from mmneurons.measures.causal_effect import CausalEffect, regenerated, rest_likeness
 from mmneurons.measures.controls import matched_neurons, written_norms
 from mmneurons.measures.effects import divergence, effects
+from mmneurons.measures.looking import Looking
 from mmneurons.measures.overlap import overlap
 from mmneurons.measures.region_invariance import RegionInvariance
 from mmneurons.vlm.recording import Keep, record_forced
@@ -248,3 +250,29 @@ def test_total_can_be_asked_of_a_shuffled_picture(planted):
     )
     (scores,) = Total()(vlm, again, [planted.target])
     torch.testing.assert_close(scores.activations, again.activations[planted.target.step], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: CausalEffect(ks=()), r"ks=\(\)"),
+        (lambda: CausalEffect(ks=5), "ks=5"),
+        (lambda: CausalEffect(ks=(0, 1)), r"ks=\(0, 1\)"),
+        (lambda: CausalEffect(ks=(1, 2.5)), r"ks=\(1, 2.5\)"),
+        (lambda: CausalEffect(ks=(True, 2)), r"ks=\(True, 2\)"),
+        (lambda: CausalEffect(ks=(5, 1)), "growing order"),
+        (lambda: CausalEffect(ks=(1, 1)), "growing order"),
+        (lambda: CausalEffect(ks="12"), "ks='12'"),
+        (lambda: CausalEffect(at=0), "at=0"),
+        (lambda: CausalEffect(longer=-1), "longer=-1"),
+        (lambda: CausalEffect(sigma=float("nan")), "sigma=nan"),
+        (lambda: CausalEffect(sigma=-1.0), "sigma=-1.0"),
+        (lambda: RegionInvariance({}, ks=(10, 5)), "growing order"),
+        (lambda: RegionInvariance({}, seeds=()), "at least one order"),
+        (lambda: RegionInvariance({}, seeds=(-1,)), "seed=-1"),
+        (lambda: Looking(ks=(0,)), "ks="),
+    ],
+)
+def test_options_that_cannot_be_are_told_at_once(unchecked, make, says):
+    with pytest.raises(OptionError, match=says):
+        make()

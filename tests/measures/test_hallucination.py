@@ -13,7 +13,7 @@ from mmneurons.measures.hallucination import (
     pope,
     pope_questions,
 )
-from mmneurons.measures.objects import coco_vocabulary, read_aliases, vocabulary
+from mmneurons.measures.objects import coco_vocabulary, read_aliases, vocabulary, vocabulary_of_truth
 from mmneurons.measures.summary import hallucination_table
 from mmneurons.measures.truth import Truth
 
@@ -92,9 +92,36 @@ def test_chair_by_hand():
     assert math.isnan(nothing.recall)
     with pytest.raises(OptionError):
         chair([])
-    table = hallucination_table(dict(zip("abc", told)), 200, 0)
+    table = hallucination_table(dict(zip("abc", told)), known, 5, 200, 0)
     assert table.cells[0].estimate.value == pytest.approx(1 / 3)
     assert table.cells[0].estimate.low <= 1 / 3 <= table.cells[0].estimate.high
+    assert "Over 3 of 5 captioned pictures, those that the truth is of." in table.note
+    assert "the 80 objects of COCO" in table.note
+    assert "No caption names" not in table.note
+
+
+def test_captions_that_name_nothing_of_the_truth_are_told_of():
+    known = vocabulary(["frisbox", "zorb"])
+    said = {"a": mentions("A dog and a cat.", Truth("a", ("frisbox",)), known)}
+    table = hallucination_table(said, known, 1, 50, 0)
+    assert "No caption names any of them (frisbox, zorb)" in table.note
+    assert "2 objects that the truth names, by their names and plurals." in table.note
+    assert "COCO" not in table.note
+
+
+def test_which_vocabulary_a_truth_gets():
+    coco = vocabulary_of_truth(["dog", "Person"])
+    assert coco.said("A puppy and a man.") == ["dog", "person"]
+    assert coco.told == coco_vocabulary().told
+    mixed = vocabulary_of_truth(["dog", "person", "frisbox"])
+    assert mixed.said("A puppy and a man.") == []
+    assert "not used, because 'frisbox' is none of them" in mixed.told
+    given = vocabulary_of_truth(["dog", "person"], {"dog": ["puppy"]}, lambda noun: [noun])
+    assert given.said("A puppy and a man.") == ["dog"]
+    assert given.told.endswith(
+        "names, plurals and the other names that were given, and by nouns that are a kind of one in WordNet."
+    )
+    assert "COCO" not in vocabulary_of_truth(["frisbox"]).told
 
 
 TRUTHS = {

@@ -166,9 +166,8 @@ def command(
     Stop it at any time: the same command again goes on. A picture that cannot be read is a row with its error.
     """
     from mmneurons.engines.local import run
-    from mmneurons.errors import OptionError
     from mmneurons.finders import FINDERS
-    from mmneurons.options import check_seed, check_whole, named_words
+    from mmneurons.options import check_known, check_seed, check_whole, named_words
     from mmneurons.presets import preset
     from mmneurons.runs.writer import check_folder
     from mmneurons.sources import gather
@@ -189,8 +188,8 @@ def command(
     published = None if preset_name is None else preset(preset_name)
     if shuffle_image_tokens is not None:
         check_seed(shuffle_image_tokens)
-    if finder is not None and finder not in FINDERS:
-        raise OptionError(f"There is no finder {finder!r}. There are: {', '.join(FINDERS)}.")
+    if finder is not None:
+        check_known("finder", finder, FINDERS)
     more = finder_options(finder or "contribution", finder_option or [])
     gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
     check_folder(out)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -24,7 +27,6 @@ from mmneurons.cli.common import (
     Quiet,
     Revision,
     Sample,
-    Seed,
     TrustRemoteCode,
     VisionTower,
     asked_of_captions,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from mmneurons.measures.suites import Suite
     from mmneurons.measures.truth import Truth
 
-__all__ = ["EXAMPLES", "command"]
+__all__ = ["EXAMPLES", "command", "truths_of", "vocabulary_of"]
 
 EXAMPLES = """Examples:
 
@@ -126,7 +128,10 @@ def command(
     column: Column = None,
     limit: Limit = None,
     sample: Sample = None,
-    seed: Seed = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option("--seed", help="Of whatever is drawn. Default: 0, or a run's.", rich_help_panel=PICTURES),
+    ] = None,
     prompt: Prompt = None,
     prefix: Prefix = None,
     max_new_tokens: MaxNewTokens = None,
@@ -145,20 +150,25 @@ def command(
     """
     from mmneurons.engines.measuring import measure
     from mmneurons.measures.truth import BUNDLED
-    from mmneurons.options import check_seed
+    from mmneurons.options import check_seed, named_words
     from mmneurons.reports.measured import write_page
+    from mmneurons.reports.measured_notes import never_said
+    from mmneurons.reports.texts import count_of
 
     output = Output(as_json, quiet)
-    check_seed(seed)
+    check_seed(seed or 0)
+    named_words(words)
     edits = EditRequest(edit or [], learned or [], hops, rivals)
     elsewhere = {"--finders": finders, "--words": words, "--quick": quick, "--encoder": encoder, "--clip": clip}
     of_edits = check_edit_options(edits, inputs or images, measures or [], elsewhere)
-    asked = _pictures(inputs or [], images, column, model)
+    said = _Asked(inputs or [], images, column, model, words or None, limit, sample, seed)
+    asked = _pictures(said)
+    drawn = asked.seed or 0
     files = [str(file) for file in truth or ()]
-    truths = _truths(files or ([BUNDLED] if asked.inputs == [BUNDLED] else []))
-    known = _vocabulary(truths, aliases, wordnet)
+    truths = truths_of(files or ([BUNDLED] if asked.inputs == [BUNDLED] else []))
+    known = vocabulary_of(truths, aliases, wordnet)
     _check_names(suite, finders or [], measures or [], known)
-    options = {**asked.options, **asked_of_captions(prompt, prefix, max_new_tokens)}
+    options = {**asked.captions, **asked_of_captions(prompt, prefix, max_new_tokens)}
     if of_edits:
         measure_edits(
             output,
@@ -169,12 +179,12 @@ def command(
             model=asked.model,
             truths=truths,
             known=known,
-            questions=_questions(truths, known, seed) if "pope" in (measures or []) else (),
+            questions=_questions(truths, known, drawn) if "pope" in (measures or []) else (),
             images=asked.images,
             column=asked.column,
-            limit=limit,
-            sample=sample,
-            seed=seed,
+            limit=asked.limit,
+            sample=asked.sample,
+            seed=drawn,
             how=cast("AskedOfCaptions", options),
         )
         return
@@ -190,77 +200,127 @@ def command(
             out,
             plan,
             truths=truths,
-            words=words or None,
+            words=asked.words,
             images=asked.images,
             column=asked.column,
-            limit=limit,
-            sample=sample,
-            seed=seed,
+            limit=asked.limit,
+            sample=asked.sample,
+            seed=drawn,
             options=cast("CaptionOptions", options),
-            questions=_questions(truths, known, seed) if "pope" in plan.names else (),
+            questions=_questions(truths, known, drawn) if "pope" in plan.names else (),
             progress=lambda now: _tell(output, last, now),
         )
     except KeyboardInterrupt:
         done = last[-1].done if last else 0
-        text = f"Stopped. {done} pictures are done; the same command goes on."
+        text = f"Stopped. {count_of(done, 'picture')} {'is' if done == 1 else 'are'} done; the same command goes on."
         output.result(text, event="stopped", folder=str(out), done=done)
         raise typer.Exit(INTERRUPTED) from None
-    page = write_page(measured, plan, truths, known)
-    output.result(f"{page}: {last[-1].words} words of {last[-1].done} pictures", event="done", page=str(page))
+    page = write_page(measured, plan, truths, known, command=_typed(sys.argv[1:]), truth_files=[*map(_shown, files)])
+    if missing := never_said(measured):
+        output.note(f"No caption says {', '.join(map(repr, missing))}.")
+    counted = f"{count_of(last[-1].words, 'word')} of {count_of(last[-1].done, 'picture')}"
+    output.result(f"{page}: {counted}", event="done", page=str(page))
 
 
+@dataclass(frozen=True)
 class _Asked:
-    """Which pictures, with which model, asked how: as said, or as a run folder says."""
+    """Which pictures, with which model, asked how: as said, or as a run folder says.
 
-    def __init__(
-        self,
-        inputs: Sequence[str],
-        images: str | Path | None,
-        column: str | None,
-        model: str,
-        options: Mapping[str, object],
-    ) -> None:
-        self.inputs, self.images, self.column = list(inputs), images, column
-        self.model, self.options = model, options
+    Attributes:
+        inputs: what is named as pictures; the others as the options of the command.
+        images: see there.
+        column: see there.
+        model: see there.
+        words: see there.
+        limit: see there.
+        sample: see there.
+        seed: see there.
+        captions: how captions come about.
+    """
+
+    inputs: Sequence[str]
+    images: Path | None
+    column: str | None
+    model: str
+    words: Sequence[str] | None
+    limit: int | None
+    sample: int | None
+    seed: int | None
+    captions: Mapping[str, object] = field(default_factory=dict)
 
 
-def _pictures(inputs: Sequence[str], images: Path | None, column: str | None, model: str) -> _Asked:
+def _pictures(said: _Asked) -> _Asked:
+    """What is asked, with what a run folder says where nothing was said."""
     from mmneurons.errors import OptionError
     from mmneurons.measures.truth import BUNDLED
-    from mmneurons.runs.reader import open_run
     from mmneurons.runs.schema import RUN_FILE
 
-    if len(inputs) == 1 and Path(inputs[0], RUN_FILE).is_file():
-        run = open_run(inputs[0])
-        pictures, options, own = (run.about.get(name) for name in ("pictures", "options", "model"))
-        assert isinstance(pictures, Mapping)
-        assert isinstance(options, Mapping)
-        assert isinstance(own, Mapping)
-        if run.images.collect().is_empty():
-            raise OptionError(f"The run {inputs[0]!r} holds no picture yet: there is nothing to measure.")
-        kept = {name: options[name] for name in ("prompt", "prefix", "max_new_tokens") if name in options}
-        named = [str(run.folder / name) if (run.folder / name).exists() else str(name) for name in pictures["inputs"]]
-        folder = pictures.get("images")
-        place = None if folder is None else run.folder / str(folder)
-        return _Asked(named, place, pictures.get("column"), model if model != "demo" else str(own["name"]), kept)
-    if inputs:
-        return _Asked(inputs, images, column, model, {})
-    if images is not None:
-        return _Asked([str(images)], None, column, model, {})
-    if model != "demo":
+    if len(said.inputs) == 1 and Path(said.inputs[0], RUN_FILE).is_file():
+        return _of_run(said)
+    if said.inputs:
+        return said
+    if said.images is not None:
+        return replace(said, inputs=[str(said.images)], images=None)
+    if said.model != "demo":
         raise OptionError("Name the pictures to measure: files, a folder, annotations, or --images FOLDER.")
-    return _Asked([BUNDLED], None, column, model, {})
+    return replace(said, inputs=[BUNDLED])
 
 
-def _truths(files: Sequence[str]) -> dict[str, Truth] | None:
+def _of_run(said: _Asked) -> _Asked:
+    from mmneurons.errors import OptionError
+    from mmneurons.runs.reader import open_run
+
+    run = open_run(said.inputs[0])
+    pictures, options, own = (run.about.get(name) for name in ("pictures", "options", "model"))
+    assert isinstance(pictures, Mapping)
+    assert isinstance(options, Mapping)
+    assert isinstance(own, Mapping)
+    if run.images.collect().is_empty():
+        raise OptionError(f"The run {said.inputs[0]!r} holds no picture yet: there is nothing to measure.")
+    folder = pictures.get("images")
+    place = None if folder is None else run.folder / str(folder)
+    return _Asked(
+        inputs=[str(run.folder / name) if (run.folder / name).exists() else str(name) for name in pictures["inputs"]],
+        images=place if said.images is None else said.images,
+        column=pictures.get("column") if said.column is None else said.column,
+        model=said.model if said.model != "demo" else str(own["name"]),
+        words=options.get("words") if said.words is None else said.words,
+        limit=pictures.get("limit") if said.limit is None else said.limit,
+        sample=pictures.get("sample") if said.sample is None else said.sample,
+        seed=options.get("seed") if said.seed is None else said.seed,
+        captions={name: options[name] for name in ("prompt", "prefix", "max_new_tokens") if name in options},
+    )
+
+
+def _typed(arguments: Sequence[str]) -> str:
+    """The command, to be typed again."""
+    return " ".join(["mmn", *(_shown(one) if Path(one).is_absolute() else shlex.quote(one) for one in arguments)])
+
+
+def _shown(path: str) -> str:
+    """A path as it is typed; a shell has made those of one's own home absolute, which are nobody else's business."""
+    for folder, short in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if Path(path).is_relative_to(folder):
+            return short + shlex.quote(str(Path(path).relative_to(folder)))
+    return shlex.quote(path)
+
+
+def truths_of(files: Sequence[str]) -> dict[str, Truth] | None:
+    """What pictures show, by their file name; None where no file says it."""
     from mmneurons.measures.truth import read_truth
 
     return read_truth(files) if files else None
 
 
-def _vocabulary(truths: Mapping[str, Truth] | None, aliases: Path | None, wordnet: bool) -> Vocabulary | None:
+def vocabulary_of(truths: Mapping[str, Truth] | None, aliases: Path | None, wordnet: bool) -> Vocabulary | None:
+    """The objects of a truth, with their other names; None where it names none.
+
+    Raises:
+        OptionError: names are given for a truth that is not.
+        ExtraMissingError: WordNet is asked for, and not installed.
+    """
     from mmneurons.errors import ExtraMissingError, OptionError
-    from mmneurons.measures.objects import coco_vocabulary, read_aliases, vocabulary
+    from mmneurons.measures.objects import read_aliases, vocabulary_of_truth
     from mmneurons.measures.wordnet import WordNet, installed_folder
 
     if truths is None:
@@ -276,10 +336,7 @@ def _vocabulary(truths: Mapping[str, Truth] | None, aliases: Path | None, wordne
     names = {name for truth in truths.values() for name in truth.objects}
     if not names:
         return None
-    coco = coco_vocabulary(related)
-    if aliases is None and names <= coco.names:
-        return coco
-    return vocabulary(names, None if aliases is None else read_aliases(aliases), related)
+    return vocabulary_of_truth(names, None if aliases is None else read_aliases(aliases), related)
 
 
 def _check_names(suite: str, finders: Sequence[str], measures: Sequence[str], known: Vocabulary | None) -> None:
@@ -340,4 +397,5 @@ def _questions(truths: Mapping[str, Truth] | None, known: Vocabulary | None, see
 
 def _tell(output: Output, last: list[Told], now: Told) -> None:
     last[:] = [now]
-    output.note(f"{now.done}/{now.total} pictures, {now.words} words, {now.seconds:.0f} s")
+    words = f"{now.words} word{'' if now.words == 1 else 's'}"
+    output.note(f"{now.done}/{now.total} pictures, {words}, {now.seconds:.0f} s")

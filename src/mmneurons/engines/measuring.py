@@ -5,22 +5,30 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 import torch
-from filelock import FileLock, Timeout
 from PIL import Image
 
 from mmneurons.engines.local import describe_model
-from mmneurons.errors import MMNeuronsError, OptionError, RunError
+from mmneurons.engines.measured_folder import (
+    MEASURED_FILE,
+    Measured,
+    begin,
+    held,
+    open_measured,
+    part_folders,
+    part_of,
+    read_part,
+    write_part,
+)
+from mmneurons.errors import MMNeuronsError, OptionError
 from mmneurons.finders import Contribution, Random, Target
 from mmneurons.finding import Finding, WordFinding, find
 from mmneurons.measures.case import Case, Observation, Ranking
@@ -34,45 +42,10 @@ from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import decode_picture
 from mmneurons.vlm.replay import prefixes_kept
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import polars
-
 __all__ = ["MEASURED_FILE", "CaptionOptions", "Measured", "Told", "measure", "open_measured"]
 
-MEASURED_FILE = "measured.json"
-PARTS = "parts"
-LOCK_FILE = ".lock"
 KEPT = 200
 """How many neurons of a word and finder the folder keeps."""
-COMPARED = ("model", "options", "suite")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A folder of what was measured.
-
-    Attributes:
-        path: the folder.
-        about: what was asked, of which model.
-    """
-
-    path: Path
-    about: Mapping[str, object]
-
-    def table(self, name: str) -> polars.DataFrame:
-        """All rows of a table: ``"pictures"``, ``"words"``, ``"observed"``, ``"tops"`` or ``"answers"``.
-
-        Raises:
-            RunError: nothing has been measured.
-        """
-        import polars
-
-        parts = sorted(self.path.glob(f"{PARTS}/*/{name}.parquet"))
-        if not parts:
-            raise RunError(f"Nothing has been measured in {str(self.path)!r} yet: no picture is whole.")
-        return polars.concat([polars.read_parquet(part) for part in parts])
 
 
 class CaptionOptions(TypedDict, total=False):
@@ -125,12 +98,14 @@ def measure(
 ) -> Measured:
     """Measure every word of every picture's caption by a suite.
 
+    Of pictures with the same bytes the first one is measured.
+
     Args:
         vlm: the model.
         inputs: pictures, as in ``mmneurons.run``.
         out: the folder; where it holds a part of the same, that is gone on with.
         plan: what is measured.
-        truths: by file name, what pictures show; see ``mmneurons.measures.truth``.
+        truths: by file name, what pictures show; see ``mmneurons.measures.truth``. Those of other pictures do no harm.
         words: instead of all nouns.
         images: as in ``mmneurons.run``; likewise the next three.
         column: see there.
@@ -144,14 +119,12 @@ def measure(
     Raises:
         OptionError: the truth is of other pictures, or an option has a value that it cannot have.
         SourceError: ``inputs`` name no picture.
-        RunError: the folder is of another model or other options, in use, or cannot be written; or no picture has a
-            word that could be measured.
+        RunError: the folder is of another model or other options, in use, damaged, or cannot be written.
     """
     check_seed(seed)
     words = named_words(words)
     items = gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
-    if truths is not None:
-        truths = matched(truths, [item.source for item in items])
+    own = None if truths is None else matched(truths, [item.source for item in items])
     about = {
         "model": describe_model(vlm),
         "options": {
@@ -159,6 +132,7 @@ def measure(
             "seed": seed,
             "questions": len(questions),
             **(options or {}),
+            # of all that the files say: more pictures of the same truth may be asked for later
             "truth": None if truths is None else _digest(truths),
         },
         "suite": json.loads(json.dumps(dict(plan.about), default=repr)),
@@ -166,139 +140,77 @@ def measure(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     path = Path(out)
-    asked: dict[str, list[Question]] = {}
+    named: dict[str, list[Question]] = {}
     for question in questions:
-        asked.setdefault(question.file, []).append(question)
-    with _held(path):
-        _begin(path, about)
+        named.setdefault(question.file, []).append(question)
+    asked = _Asked(vlm, path, plan, own or {}, words, seed, options or {}, named)
+    with held(path):
+        # folders of before have the digest of what the truth says of the pictures that were chosen
+        begin(path, about, () if own is None else (_digest(own),))
+        met = _met(path)
         started, told = time.perf_counter(), 0
         for done, item in enumerate(items, 1):
-            told += _one(vlm, path, item, plan, truths or {}, words, seed, options or {}, asked)
+            told += _one(asked, item, met)
             if progress is not None:
                 progress(Told(len(items), done, told, time.perf_counter() - started))
     return open_measured(path)
 
 
-def open_measured(path: str | os.PathLike[str]) -> Measured:
-    """Open a folder that ``measure`` made.
-
-    Raises:
-        RunError: it is none.
-    """
-    try:
-        about = json.loads(Path(path, MEASURED_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{os.fspath(path)!r} is no folder of 'mmn measure': it has no whole {MEASURED_FILE}."
-        ) from error
-    return Measured(Path(path), about)
+def _met(path: Path) -> set[str]:
+    """The ids of the pictures that were measured, which their bytes give."""
+    tables = [read_part(part, "pictures") for part in part_folders(path)]
+    return {known for table in tables for known in table.drop_nulls("caption")["image_id"]}
 
 
 def _digest(truths: Mapping[str, Truth]) -> str:
     return hashlib.sha256(repr(sorted(truths.items())).encode()).hexdigest()[:16]
 
 
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Hold a folder for one process.
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of every picture; attributes as the arguments of ``measure``, questions by their file names."""
 
-    Raises:
-        RunError: it is a file, holds something else, or another process holds it.
-    """
-    if path.exists() and not path.is_dir():
-        raise RunError(f"{str(path)!r} is a file. Choose another folder with --out.")
-    if path.is_dir() and not (path / MEASURED_FILE).exists() and any(one.name != LOCK_FILE for one in path.iterdir()):
-        raise RunError(f"{str(path)!r} holds other files. Choose an empty folder, or a new one, with --out.")
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RunError(f"Another process is writing to {str(path)!r}. Wait until it has ended.") from error
-    try:
-        yield
-    finally:
-        lock.release()
+    vlm: VLM
+    path: Path
+    plan: Suite
+    truths: Mapping[str, Truth]
+    words: Sequence[str] | None
+    seed: int
+    options: CaptionOptions
+    questions: Mapping[str, Sequence[Question]]
 
 
-def _begin(path: Path, about: Mapping[str, object]) -> None:
-    """Write what is asked, or see that it is the same.
-
-    Raises:
-        RunError: it is not.
-    """
-    file = path / MEASURED_FILE
-    if file.exists():
-        before = open_measured(path).about
-        for name in COMPARED:
-            if before.get(name) != about[name]:
-                changed = _difference(before.get(name), about[name])
-                raise RunError(
-                    f"{str(path)!r} was begun with another {name} ({changed}). Choose another folder with --out, or "
-                    "ask for the same."
-                )
-    else:
-        _written(file, json.dumps(about, indent=2, ensure_ascii=False))
-    for cut_off in (path / PARTS).glob(".*"):
-        shutil.rmtree(cut_off)
-
-
-def _difference(before: object, now: object) -> str:
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        return ", ".join(
-            f"{name}: {_short(before.get(name))} there, {_short(now.get(name))} here" for name in names[:3]
-        )
-    return f"{_short(before)} there, {_short(now)} here"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-def _written(file: Path, text: str) -> None:
-    waiting = file.with_name(f".{file.name}")
-    waiting.write_text(text, encoding="utf-8")
-    waiting.rename(file)
-
-
-def _one(
-    vlm: VLM,
-    path: Path,
-    item: Item,
-    plan: Suite,
-    truths: Mapping[str, Truth],
-    words: Sequence[str] | None,
-    seed: int,
-    options: CaptionOptions,
-    asked: Mapping[str, Sequence[Question]],
-) -> int:
-    """Measure a picture, unless it was; how many words it has."""
-    import polars
-
-    known = hashlib.sha256(item.source.encode()).hexdigest()[:24]
-    part = path / PARTS / known
+def _one(asked: _Asked, item: Item, met: set[str]) -> int:
+    """Measure a picture, unless it was, or its bytes are those of one that was; how many words it has."""
+    part = part_of(asked.path, item.source)
     if part.exists():
-        return int(polars.read_parquet(part / "words.parquet").height)
+        return read_part(part, "words").height
     rows = _Rows()
     try:
         data = item.read()
         picture_id = image_id(data)
-        picture = decode_picture(data, item.source)
-        found = _found(vlm, picture, plan, words, seed, options)
-        truth = truths.get(Path(item.source).name)
-        rows.picture(picture_id, item.source, found.caption, None)
-        with prefixes_kept():
-            _measure_words(vlm, found, picture_id, plan, truth, seed, rows)
-        own = asked.get(Path(item.source).name, ())
-        for question, yes in zip(own, ask(vlm, dict.fromkeys([one.file for one in own], picture), own), strict=True):
-            rows.answer(picture_id, question, yes)
+        if picture_id in met:
+            rows.picture(picture_id, item.source, None, None)
+        else:
+            _measure_picture(asked, item, data, picture_id, rows)
+            met.add(picture_id)
     except MMNeuronsError as error:
         rows = _Rows()
-        rows.picture(known, item.source, None, f"{type(error).__name__}: {str(error).split(chr(10))[0]}")
-    rows.write(part)
-    return len(rows.words)
+        rows.picture(part.name, item.source, None, f"{type(error).__name__}: {str(error).split(chr(10))[0]}")
+    write_part(part, rows.tables)
+    return len(rows.tables["words"])
+
+
+def _measure_picture(asked: _Asked, item: Item, data: bytes, picture_id: str, rows: _Rows) -> None:
+    vlm, name = asked.vlm, Path(item.source).name
+    picture = decode_picture(data, item.source)
+    found = _found(vlm, picture, asked.plan, asked.words, asked.seed, asked.options)
+    rows.picture(picture_id, item.source, found.caption, None)
+    with prefixes_kept():
+        _measure_words(vlm, found, picture_id, asked.plan, asked.truths.get(name), asked.seed, rows)
+    own = asked.questions.get(name, ())
+    for question, yes in zip(own, ask(vlm, dict.fromkeys([one.file for one in own], picture), own), strict=True):
+        rows.answer(picture_id, question, yes)
 
 
 def _found(
@@ -375,18 +287,15 @@ class _Rows:
     """The rows of one picture, until they are written at once."""
 
     def __init__(self) -> None:
-        self.pictures: list[dict[str, object]] = []
-        self.words: list[dict[str, object]] = []
-        self.observed: list[dict[str, object]] = []
-        self.tops: list[dict[str, object]] = []
-        self.answers: list[dict[str, object]] = []
+        names = ("pictures", "words", "observed", "tops", "answers")
+        self.tables: dict[str, list[dict[str, object]]] = {name: [] for name in names}
 
     def picture(self, picture_id: str, source: str, caption: str | None, error: str | None) -> None:
         own = {"image_id": picture_id, "source": as_text(source), "caption": caption, "error": error}
-        self.pictures.append(own)
+        self.tables["pictures"].append(own)
 
     def word(self, key: str, picture_id: str, part: WordFinding) -> None:
-        self.words.append(
+        self.tables["words"].append(
             {
                 "word_id": key,
                 "image_id": picture_id,
@@ -398,7 +307,7 @@ class _Rows:
         )
 
     def observe(self, key: str, picture_id: str, observation: Observation) -> None:
-        self.observed.append(
+        self.tables["observed"].append(
             {
                 "word_id": key,
                 "image_id": picture_id,
@@ -410,7 +319,7 @@ class _Rows:
         )
 
     def top(self, key: str, picture_id: str, finder: str, ranking: Ranking, width: int) -> None:
-        self.tops.append(
+        self.tables["tops"].append(
             {
                 "word_id": key,
                 "image_id": picture_id,
@@ -422,48 +331,4 @@ class _Rows:
 
     def answer(self, picture_id: str, question: Question, yes: bool) -> None:
         own = {"kind": question.kind, "name": question.name, "there": question.there, "yes": yes}
-        self.answers.append({"image_id": picture_id, **own})
-
-    def write(self, part: Path) -> None:
-        """All tables, in a folder that is renamed when it is whole."""
-        import polars
-
-        schemas = {
-            "pictures": {name: polars.String for name in ("image_id", "source", "caption", "error")},
-            "words": {
-                "word_id": polars.String,
-                "image_id": polars.String,
-                "word": polars.String,
-                "step": polars.Int64,
-                "token": polars.Int64,
-                "probability": polars.Float64,
-            },
-            "observed": {
-                "word_id": polars.String,
-                "image_id": polars.String,
-                "finder": polars.String,
-                "quantity": polars.String,
-                "k": polars.Int64,
-                "value": polars.Float64,
-            },
-            "tops": {
-                "word_id": polars.String,
-                "image_id": polars.String,
-                "finder": polars.String,
-                "neurons": polars.List(polars.Int32),
-                "scores": polars.List(polars.Float32),
-            },
-            "answers": {
-                "image_id": polars.String,
-                "kind": polars.String,
-                "name": polars.String,
-                "there": polars.Boolean,
-                "yes": polars.Boolean,
-            },
-        }
-        waiting = part.with_name(f".{part.name}")
-        shutil.rmtree(waiting, ignore_errors=True)
-        waiting.mkdir(parents=True)
-        for name, schema in schemas.items():
-            polars.DataFrame(getattr(self, name), schema=schema).write_parquet(waiting / f"{name}.parquet")
-        waiting.rename(part)
+        self.tables["answers"].append({"image_id": picture_id, **own})

@@ -101,7 +101,7 @@ class ShardRows:
         places = _geometry(found, picture) if self.depth.maps else None
         for index, word in enumerate(found):
             word_id = f"{image_id}.{index}"
-            self._add("words", _word_row(word_id, image_id, word))
+            self._add("words", _word_row(word_id, image_id, word, self.depth.neurons))
             self._add_neurons(word_id, word)
             if places is not None:
                 self._add_maps(word_id, word, places)
@@ -162,7 +162,7 @@ def joined(parts: Sequence[ShardRows]) -> ShardRows:
     return whole
 
 
-def _word_row(word_id: str, image_id: str, word: WordFinding) -> dict[str, object]:
+def _word_row(word_id: str, image_id: str, word: WordFinding, neurons: int) -> dict[str, object]:
     target = word.targets[0]
     return {
         "word_id": word_id,
@@ -176,7 +176,7 @@ def _word_row(word_id: str, image_id: str, word: WordFinding) -> dict[str, objec
         "probability": float(np.exp(word.log_probability)),
         "logit": float(word.found.recording.logits[target.step, target.token]),
         "total": word.total,
-        "note": word.note,
+        "note": word.note_of(neurons),
     }
 
 

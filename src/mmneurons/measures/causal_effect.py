@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from mmneurons.errors import OptionError
 from mmneurons.interventions import noise_changes
 from mmneurons.measures.case import Case, Observation, Place
 from mmneurons.measures.controls import matched_neurons, written_norms
 from mmneurons.measures.effects import RUNNERS_UP, divergence, effects
+from mmneurons.options import check_increasing, check_whole
 from mmneurons.recordings import read
 from mmneurons.vlm.changes import ALL, Change, changed, zeros
 from mmneurons.vlm.recording import Keep, record_generation
@@ -37,6 +39,9 @@ class CausalEffect:
         sigma: of the noise, see ``mmneurons.interventions.noisy``.
         regenerate: whether captions are generated again.
         longer: how many tokens longer than the caption those may be; without their neurons some never end.
+
+    Raises:
+        OptionError: an option has a value that it cannot have.
     """
 
     ks: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100)
@@ -45,6 +50,13 @@ class CausalEffect:
     sigma: float = 1.0
     regenerate: bool = True
     longer: int = 8
+
+    def __post_init__(self) -> None:
+        check_increasing("ks", self.ks)
+        check_whole("at", self.at)
+        check_whole("longer", self.longer, 0)
+        if isinstance(self.sigma, bool) or not isinstance(self.sigma, int | float) or not 0 <= self.sigma < inf:
+            raise OptionError(f"sigma={self.sigma!r} is not possible: it has to be a finite number from 0.")
 
     @property
     def quantities(self) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ import torch
 from mmneurons.errors import AnatomyError, OptionError
 from mmneurons.heatmaps import Heatmap, mask_iou, pointing_hit
 from mmneurons.measures.case import Case, Observation, Ranking
+from mmneurons.options import check_increasing
 from mmneurons.vlm.geometry import placed
 from mmneurons.vlm.recording import image_activations
 
@@ -30,10 +31,16 @@ class Looking:
     Attributes:
         names: which objects of a picture a word names; the names that equal it by default.
         ks: over how many neurons a map is taken; 1 is the first neuron's own.
+
+    Raises:
+        OptionError: ``ks`` are no growing whole numbers.
     """
 
     names: Callable[[str], frozenset[str]] = field(default=lambda word: frozenset({word}), repr=False)
     ks: tuple[int, ...] = (1, 10, 50)
+
+    def __post_init__(self) -> None:
+        check_increasing("ks", self.ks)
 
     @property
     def quantities(self) -> Mapping[str, str]:

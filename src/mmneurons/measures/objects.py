@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lemminflect import getInflection, getLemma
@@ -23,7 +23,7 @@ from mmneurons.english import KINDS_OF_THEIR_OWN, compounds_in, fold
 from mmneurons.errors import OptionError, SourceError
 from mmneurons.nouns import nouns
 
-__all__ = ["Related", "Vocabulary", "coco_vocabulary", "read_aliases", "vocabulary"]
+__all__ = ["Related", "Vocabulary", "coco_vocabulary", "read_aliases", "vocabulary", "vocabulary_of_truth"]
 
 Related = Callable[[str], Iterable[str]]
 """From a noun to names of what it is, or is a kind of."""
@@ -39,11 +39,13 @@ class Vocabulary:
         names: of the objects.
         surface: the words that say one → the object's name.
         related: what else a noun may be, asked where a word says no object by itself.
+        told: which objects these are and how they may be said, in a sentence for people.
     """
 
     names: frozenset[str]
     surface: Mapping[tuple[str, ...], str]
     related: Related | None = None
+    told: str = ""
 
     def said(self, text: str) -> list[str]:
         """The objects that a text names, one entry for every mention, in order.
@@ -122,13 +124,42 @@ def vocabulary(
         for alias in (aliases or {}).get(name, ()):
             for form in _forms(alias.lower()):
                 surface.setdefault(_words(form), name)
-    return Vocabulary(frozenset(own), surface, related)
+    things = f"the {len(own)} objects that the truth names" if len(own) > 1 else "the one object that the truth names"
+    ways = "names and plurals" if aliases is None else "names, plurals and the other names that were given"
+    return Vocabulary(frozenset(own), surface, related, f"Looked for are {things}, by their {ways}{_kinds(related)}.")
 
 
 def coco_vocabulary(related: Related | None = None) -> Vocabulary:
     """COCO's 80 objects, with names that we gathered by hand."""
     aliases = json.loads(Path(__file__).with_name("coco.json").read_text(encoding="utf-8"))
-    return vocabulary(aliases, aliases, related)
+    told = (
+        f"Looked for are the 80 objects of COCO, by our list of their names, plurals and other names{_kinds(related)}."
+    )
+    return replace(vocabulary(aliases, aliases, related), told=told)
+
+
+def vocabulary_of_truth(
+    names: Iterable[str], aliases: Mapping[str, Sequence[str]] | None = None, related: Related | None = None
+) -> Vocabulary:
+    """The vocabulary of the objects that a truth names: COCO's where all of them are COCO's, unless aliases are given.
+
+    Raises:
+        OptionError: there are no names.
+    """
+    own = {name.lower(): None for name in sorted(names)}.keys()
+    coco = coco_vocabulary(related)
+    if aliases is not None or not own or not own & coco.names:
+        return vocabulary(own, aliases, related)
+    if own <= coco.names:
+        return coco
+    found = vocabulary(own, None, related)
+    strange = sorted(own - coco.names)[0]
+    told = f"{found.told} Our list of other names of COCO's objects is not used, because {strange!r} is none of them; "
+    return replace(found, told=told + "other names can be given with `--aliases`.")
+
+
+def _kinds(related: Related | None) -> str:
+    return "" if related is None else ", and by nouns that are a kind of one in WordNet"
 
 
 def read_aliases(path: Path) -> dict[str, list[str]]:

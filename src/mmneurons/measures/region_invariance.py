@@ -14,6 +14,7 @@ from mmneurons.errors import OptionError, RecordingError
 from mmneurons.finders import Finder
 from mmneurons.measures.case import Case, Observation
 from mmneurons.measures.overlap import overlap
+from mmneurons.options import check_increasing, check_seed
 from mmneurons.vlm.recording import Keep, record_forced
 
 __all__ = ["RegionInvariance"]
@@ -27,11 +28,21 @@ class RegionInvariance:
         finders: by name, those that are asked again; each costs one more time for every order.
         ks: how many neurons are compared.
         seeds: of the orders.
+
+    Raises:
+        OptionError: an option has a value that it cannot have.
     """
 
     finders: Mapping[str, Finder]
     ks: tuple[int, ...] = (10, 50, 100, 500, 1000)
     seeds: Sequence[int] = range(10)
+
+    def __post_init__(self) -> None:
+        check_increasing("ks", self.ks)
+        if not self.seeds:
+            raise OptionError("seeds=() is not possible: name at least one order of the image tokens.")
+        for seed in self.seeds:
+            check_seed(seed)
 
     @property
     def quantities(self) -> Mapping[str, str]:

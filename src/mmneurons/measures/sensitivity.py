@@ -17,7 +17,8 @@ import torch
 from mmneurons.measures.case import Case, Observation
 from mmneurons.measures.similarity import bert_scores, mover_scores
 from mmneurons.neurons import output_vectors
-from mmneurons.promotion import PromotedBy, promoter
+from mmneurons.options import check_increasing, check_whole
+from mmneurons.promotion import PromotedBy, check_by, promoter
 from mmneurons.vlm.text_encoder import Clip, TextEncoder
 
 __all__ = ["SemanticSensitivity"]
@@ -35,6 +36,9 @@ class SemanticSensitivity:
         by: how these are ranked, see ``mmneurons.promotion``.
         layer: of the encoder, for BERTScore; its last by default.
         finders: whose neurons are read; None: all.
+
+    Raises:
+        OptionError: an option has a value that it cannot have.
     """
 
     encoder: TextEncoder = field(repr=False)
@@ -44,6 +48,13 @@ class SemanticSensitivity:
     by: PromotedBy = "cosine"
     layer: int | None = None
     finders: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_increasing("ks", self.ks)
+        check_whole("promotes", self.promotes)
+        check_by(self.by)
+        if self.layer is not None:
+            check_whole("layer", self.layer, 0, self.encoder.layers)
 
     @property
     def quantities(self) -> Mapping[str, str]:

@@ -28,6 +28,7 @@ from mmneurons.measures.looking import Looking
 from mmneurons.measures.objects import Vocabulary
 from mmneurons.measures.region_invariance import RegionInvariance
 from mmneurons.measures.sensitivity import SemanticSensitivity
+from mmneurons.options import check_known
 from mmneurons.vlm.text_encoder import Clip, TextEncoder
 
 __all__ = ["BASELINE", "MEASURES", "VARIANTS", "Suite", "is_sampled", "suite"]
@@ -144,8 +145,7 @@ def suite(
     if name != "pan2024":
         raise OptionError(f"There is no suite {name!r}. There is pan2024.")
     for one in measures:
-        if one not in MEASURES:
-            raise OptionError(f"There is no measure {one!r}. There are: {', '.join(MEASURES)}.")
+        check_known("measure", one, MEASURES)
     chosen = {one: _finder(one) for one in finders} if finders else dict(VARIANTS)
     if not gated:
         if needing := [one for one in finders if one in _NEED_GATES]:
@@ -200,9 +200,8 @@ def is_sampled(key: str, every: int) -> bool:
 def _finder(name: str) -> Finder:
     if name in VARIANTS:
         return VARIANTS[name]
-    if name in FINDERS:
-        return FINDERS[name]()
-    raise OptionError(f"There is no finder {name!r}. There are: {', '.join(dict.fromkeys([*VARIANTS, *FINDERS]))}.")
+    check_known("finder", name, [*VARIANTS, *FINDERS])
+    return FINDERS[name]()
 
 
 def _is_fast(finder: Finder) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import polars
@@ -13,17 +14,24 @@ from mmneurons.measures.across_pictures import QUANTITIES as ACROSS
 from mmneurons.measures.across_pictures import Told, cross_image, specificity
 from mmneurons.measures.hallucination import KINDS, Chair, Mentions, Question, chair, pope
 from mmneurons.measures.intervals import Estimate, mean_resampled, resample
+from mmneurons.measures.objects import Vocabulary
 from mmneurons.measures.overlap import overlap
 from mmneurons.measures.suites import BASELINE, RANDOM
 from mmneurons.measures.tables import Cell, Table, means, median
 
-__all__ = ["AT", "Claim", "Observed", "across", "claims", "hallucination_table", "pope_table", "tables"]
+__all__ = ["AT", "CLAIMED", "Claim", "Observed", "across", "claims", "hallucination_table", "pope_table", "tables"]
 
 AT = 20
 """At how many neurons finders are ranked."""
 
 ACROSS_KS = (10, 20, 50)
 TIMES = "seconds"
+FEW_WORDS, FEW_CONCEPTS = 30, 5
+"""Over fewer than these no verdict stands without a caution."""
+
+CLAIMED = (BASELINE, "paper (gate, no norm)")
+"""Whose neurons the paper's claims are asked of."""
+
 CONCEPTS = ("exclusive", "own share", "other share")
 """Quantities of which there is one for a concept, not for a word."""
 
@@ -71,17 +79,22 @@ class Claim:
     Attributes:
         text: what is claimed.
         difference: with its interval; it holds where this lies above 0.
-        words: over how many words.
+        count: over how many words, or concepts.
+        over: which of the two.
     """
 
     text: str
     difference: Estimate
-    words: int
+    count: int
+    over: Literal["words", "concepts"] = "words"
 
     @property
     def verdict(self) -> str:
-        """In words."""
-        return {1: "holds", 0: "cannot be told", -1: "does not hold"}[self.difference.sign]
+        """In words, with a caution where there were few."""
+        said = {1: "holds", 0: "cannot be told", -1: "does not hold"}[self.difference.sign]
+        few = self.count < (FEW_WORDS if self.over == "words" else FEW_CONCEPTS)
+        # an interval from a bootstrap over few things is too narrow
+        return f"{said} (few {self.over}: read the intervals)" if few and self.difference.sign else said
 
 
 def across(observed: Observed) -> polars.DataFrame:
@@ -135,7 +148,7 @@ def tables(observed: Observed) -> Iterator[Table]:
 def claims(observed: Observed) -> Iterator[Claim]:
     """What the paper claims of its neurons, asked of the baseline and of the paper's own score."""
     there = set(observed.values["quantity"].unique())
-    for finder in (BASELINE, "paper (gate, no norm)"):
+    for finder in CLAIMED:
         against = partial(_paired, observed, finder)
         for quantity, k, text in (
             ("BERTScore", 10, "sensitivity: their words are more like the reference than random neurons' (BERTScore)"),
@@ -160,8 +173,18 @@ def claims(observed: Observed) -> Iterator[Claim]:
             yield against(text, ("own share", finder), ("other share", finder), AT)
 
 
-def hallucination_table(captions: Mapping[str, Mentions], draws: int, seed: int) -> Table:
-    """CHAIR of captions, with intervals over pictures."""
+def hallucination_table(
+    captions: Mapping[str, Mentions], known: Vocabulary, captioned: int, draws: int, seed: int
+) -> Table:
+    """CHAIR of captions, with intervals over pictures.
+
+    Args:
+        captions: by picture, those of pictures that the truth is of.
+        known: what was looked for in them.
+        captioned: how many pictures have a caption, whether or not the truth is of them.
+        draws: of the bootstrap.
+        seed: of the draws.
+    """
     pictures = list(captions)
     kinds = ("sentences", "instances", "recall")
 
@@ -175,9 +198,15 @@ def hallucination_table(captions: Mapping[str, Mentions], draws: int, seed: int)
     cells = tuple(Cell("captions", name, drawn.estimate(k), len(pictures)) for k, name in enumerate(names))
     note = (
         "Share of captions with an object that is not there; share of mentions of objects that are not there; share of "
-        "the objects that are there and said (Rohrbach et al. 2018). Only objects that the truth names somewhere, or "
-        "the 80 of COCO, are looked for: others that a caption makes up are not counted."
+        f"the objects that are there and said (Rohrbach et al. 2018). Over {len(pictures)} of {captioned} captioned "
+        f"pictures, those that the truth is of. {known.told} Others that a caption makes up are not counted."
     )
+    if not any(own.said for own in captions.values()):
+        some = ", ".join(sorted(known.names)[:5]) + (" …" if len(known.names) > 5 else "")
+        note += (
+            f" **No caption names any of them ({some}), so nothing can be told of hallucinations.** Where captions "
+            "call them otherwise, pass their other names with `--aliases`, or `--wordnet`."
+        )
     return Table("hallucination", "Hallucination: CHAIR of the model's captions", note, cells)
 
 
@@ -311,7 +340,8 @@ def _agreement(observed: Observed) -> Table:
 def _paired(
     observed: Observed, finder: str, text: str, first: tuple[str, str], second: tuple[str, str], k: int
 ) -> Claim:
-    """The mean of a quantity less that of another, word by word."""
+    """The mean of a quantity less that of another, word by word or concept by concept."""
+    over = "concepts" if first[0] in CONCEPTS else "words"
     sides = []
     for quantity, own in (first, second):
         chosen = observed.values.filter(
@@ -326,10 +356,10 @@ def _paired(
     both = [word for word in sides[0] if word in sides[1]]
     if not both:
         nothing = Estimate(np.nan, np.nan, np.nan)
-        return Claim(text, nothing, 0)
+        return Claim(text, nothing, 0, over)
     values = np.array([[sides[0][word][1] - sides[1][word][1]] for word in both])
     drawn = mean_resampled([sides[0][word][0] for word in both], values, observed.draws, observed.seed)
-    return Claim(text, drawn.estimate(0), len(both))
+    return Claim(text, drawn.estimate(0), len(both), over)
 
 
 def _sentence(text: str) -> str:

@@ -210,12 +210,7 @@ def _own(entry: Mapping) -> Truth:
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise TypeError(f"captions are a list of texts, not {captions!r}")
     things = [{"name": thing} if isinstance(thing, str) else thing for thing in objects]
-    boxes: list[Box] = []
-    for thing in things:
-        if "box" in thing:
-            # one that has not four edges is told by its unpacking
-            x0, y0, x1, y1 = (float(edge) for edge in thing["box"])
-            boxes.append((x0, y0, x1, y1))
+    boxes = [_box(thing["box"], entry["file"]) for thing in things if "box" in thing]
     outlines = tuple(
         Outline("runs", (tuple(int(run) for run in thing["runs"]),)) for thing in things if thing.get("runs")
     )
@@ -230,6 +225,17 @@ def _own(entry: Mapping) -> Truth:
         size=(width, height),
         outlines=outlines if len(outlines) == len(things) else (),
     )
+
+
+def _box(edges: object, file: str) -> Box:
+    """Left, upper, right and lower edge of a thing, of which the first two are the smaller ones."""
+    wanted = "a box is [x0, y0, x1, y1] in pixels: left, upper, right and lower edge, with x0 < x1 and y0 < y1"
+    if not isinstance(edges, Sequence) or isinstance(edges, str) or len(edges) != 4:
+        raise ValueError(f"{wanted}; {file} has {edges!r}")
+    x0, y0, x1, y1 = (float(edge) for edge in edges)
+    if not (np.isfinite([x0, y0, x1, y1]).all() and x0 < x1 and y0 < y1):
+        raise ValueError(f"{wanted}; {file} has {edges!r}")
+    return x0, y0, x1, y1
 
 
 def _coco(content: Mapping) -> list[Truth]:
@@ -252,6 +258,11 @@ def _coco(content: Mapping) -> list[Truth]:
             _coco_outline(annotation["segmentation"], size) for annotation in objects if annotation.get("segmentation")
         ]
         boxes = [annotation["bbox"] for annotation in objects if "bbox" in annotation]
+        # COCO itself has some of no width
+        if bad := [box for box in boxes if not min(box[2:]) >= 0]:
+            raise ValueError(
+                f"a bbox of COCO is [x, y, width, height] in pixels; {image['file_name']} has {bad[0]}, smaller than 0"
+            )
         truths.append(
             Truth(
                 file=Path(image["file_name"]).name,

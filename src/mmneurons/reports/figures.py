@@ -326,7 +326,7 @@ def _neuron_column(
     """One neuron, and where it ends."""
     row, heatmap = panel.rows[rank], panel.map(rank)
     y += _height(TITLE)
-    marks: list[_Mark] = [_Text(x, y - _drop(TITLE), _cut(visible(row.neuron), width, TITLE, True), TITLE, True)]
+    marks: list[_Mark] = [_Text(x, y - _drop(TITLE), _cut(visible(row.shown), width, TITLE, True), TITLE, True)]
     box = _fit_box(panel.picture, width)
     shown = [] if heatmap is None else _views(panel, heatmap, box, masks)
     for view, label in zip(shown, ("map", "mask")):

@@ -6,17 +6,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import polars
 
-from mmneurons.engines.measuring import Measured
-from mmneurons.errors import ExtraMissingError, RunError
+from mmneurons.engines.measured_folder import Measured
+from mmneurons.errors import RunError
 from mmneurons.measures.hallucination import Mentions, mentions
 from mmneurons.measures.objects import Vocabulary
-from mmneurons.measures.suites import BASELINE, RANDOM, Suite
+from mmneurons.measures.suites import RANDOM, Suite
 from mmneurons.measures.summary import (
-    Claim,
     Observed,
     across,
     claims,
@@ -27,28 +25,23 @@ from mmneurons.measures.summary import (
 )
 from mmneurons.measures.tables import Table
 from mmneurons.measures.truth import Truth
-
-if TYPE_CHECKING:
-    import matplotlib.axes
-    import matplotlib.figure
+from mmneurons.reports.measured_figures import draw_figures
+from mmneurons.reports.measured_notes import claims_asked, never_said, notes
+from mmneurons.reports.texts import count_of, file_name, visible
+from mmneurons.vlm.inputs import PREFIX, PROMPT
 
 __all__ = ["write_page"]
 
-SHOWN = (
-    BASELINE,
-    "contribution, raw",
-    "paper (gate, no norm)",
-    "total",
-    "greedy",
-    "integrated gradients, 4 steps",
-    "activation",
-    RANDOM,
-)
-"""The lines of figures; a line for every finder could not be read."""
-
 
 def write_page(
-    measured: Measured, plan: Suite, truths: Mapping[str, Truth] | None, known: Vocabulary | None, draws: int = 2000
+    measured: Measured,
+    plan: Suite,
+    truths: Mapping[str, Truth] | None,
+    known: Vocabulary | None,
+    draws: int = 2000,
+    *,
+    command: str | None = None,
+    truth_files: Sequence[str] = (),
 ) -> Path:
     """Write tables (Markdown and Parquet), figures (SVG and PNG), and ``README.md`` that shows all of them.
 
@@ -58,43 +51,58 @@ def write_page(
         truths: what the pictures show, for hallucinations.
         known: the objects that captions may name.
         draws: of the bootstrap.
+        command: what made it, as somebody typed it.
+        truth_files: the names of the truth's files, likewise.
 
     Returns:
         The page.
 
     Raises:
-        RunError: no word was measured.
+        RunError: no word was measured, or a part of the folder cannot be read.
     """
     observed = _observed(measured, plan, draws)
     shown = list(tables(observed))
     pictures = measured.table("pictures")
+    # folders of before hold copies of a picture as often as it was named
+    captioned = pictures.drop_nulls("caption").unique("image_id", keep="first", maintain_order=True)
     if "hallucination" in plan.names and truths and known is not None:
-        said = _mentions(pictures, truths, known)
+        said = _mentions(captioned, truths, known)
         if said:
-            shown.append(hallucination_table(said, draws, observed.seed))
+            shown.append(hallucination_table(said, known, captioned.height, draws, observed.seed))
     if "pope" in plan.names and not (answers := measured.table("answers")).is_empty():
         shown.append(pope_table(answers, draws, observed.seed))
+    more = list(notes(measured, observed, plan, pictures, truths, known))
+    made = _made(measured, command, truth_files)
     for table in shown:
         _write_table(measured.path / "tables", table)
-    drawn = _figures(observed, shown, measured.path / "figures")
-    text = _page(measured, observed, pictures, list(claims(observed)), shown, drawn)
+    drawn = draw_figures(observed, shown, measured.path / "figures")
+    text = _page(measured, observed, [*made, *_summary(measured, observed, captioned.height), *more], shown, drawn)
     page = measured.path / "README.md"
     page.write_text(text, encoding="utf-8")
     return page
 
 
 def _observed(measured: Measured, plan: Suite, draws: int) -> Observed:
-    values, words = measured.table("observed"), measured.table("words")
+    once = {"observed": ["word_id", "finder", "quantity", "k"], "words": ["word_id"], "tops": ["word_id", "finder"]}
+    # folders of before hold the words of a picture's copies, too
+    values, words, tops = (
+        measured.table(name).unique(keys, keep="first", maintain_order=True) for name, keys in once.items()
+    )
     if words.is_empty():
         errors = measured.table("pictures")["error"].drop_nulls().to_list()
-        why = f" The first error: {errors[0]}" if errors else " No caption has a word that was asked for."
-        raise RunError(f"No word of {measured.table('pictures').height} pictures could be measured.{why}")
+        why = "No caption has a noun."
+        if missing := never_said(measured):
+            why = f"No caption says {', '.join(map(repr, missing))}. Ask for other words; this folder can be used."
+        elif errors:
+            why = f"The first error: {errors[0]}"
+        count = count_of(measured.table("pictures").height, "picture")
+        raise RunError(f"No word of {count} could be measured. {why}")
     meanings = {name: text for one in plan.measures for name, text in one.quantities.items()}
     about = measured.about["model"]
     assert isinstance(about, Mapping)
     observed = Observed(
         values=values,
-        tops=measured.table("tops"),
+        tops=tops,
         words=words,
         finders=finders_of(values, list(plan.finders)),
         meanings=meanings,
@@ -131,124 +139,56 @@ def _replace(file: Path, content: bytes) -> None:
     os.replace(waiting, file)
 
 
+def _made(measured: Measured, command: str | None, truth_files: Sequence[str]) -> list[str]:
+    """How this came about."""
+    options = measured.about["options"]
+    assert isinstance(options, Mapping)
+    asked, begun = options.get("prompt", PROMPT), options.get("prefix", PREFIX)
+    how = f'The model was asked "{visible(asked)}", and its answers begin with "{visible(begun)}".'
+    if truth_files:
+        how += f" What the pictures show is said by {', '.join(truth_files)}."
+    return [*([] if command is None else [f"Made by `{command}`."]), how]
+
+
+def _summary(measured: Measured, observed: Observed, captioned: int) -> list[str]:
+    model, options = measured.about["model"], measured.about["options"]
+    assert isinstance(model, Mapping)
+    assert isinstance(options, Mapping)
+    concepts = observed.words.group_by("word").agg(polars.col("image_id").n_unique().alias("pictures"))
+    shared = concepts.filter(polars.col("pictures") >= 3).height
+    counted = f"{count_of(observed.words.height, 'word')} of {count_of(captioned, 'picture')}"
+    return [
+        f"{counted}; {count_of(shared, 'different word')} said of three pictures or more. {model['class']}, "
+        f"{model['blocks']} blocks of {model['width']} neurons, {model['dtype']}. In brackets 95 % intervals, "
+        f"bootstrap over pictures, {observed.draws} draws; seed {options['seed']}. "
+        f"`{RANDOM}` is as many neurons drawn by chance."
+    ]
+
+
 def _page(
     measured: Measured,
     observed: Observed,
-    pictures: polars.DataFrame,
-    held: Sequence[Claim],
+    told: Sequence[str],
     shown: Sequence[Table],
     drawn: Sequence[tuple[str, str]],
 ) -> str:
-    about = measured.about
-    model, options = about["model"], about["options"]
+    model = measured.about["model"]
     assert isinstance(model, Mapping)
-    assert isinstance(options, Mapping)
-    failed = pictures["error"].drop_nulls()
-    concepts = observed.words.group_by("word").agg(polars.col("image_id").n_unique().alias("pictures"))
-    shared = concepts.filter(polars.col("pictures") >= 3).height
-    lines = [
-        f"# What the neurons of {model['name']} do",
-        "",
-        f"{observed.words.height} words of {pictures.height - len(failed)} pictures, {shared} of them said of three "
-        f"pictures or more. {model['class']}, {model['blocks']} blocks of {model['width']} neurons, {model['dtype']}. "
-        f"In brackets 95 % intervals, bootstrap over pictures, {observed.draws} draws; seed {options['seed']}. "
-        f"`{RANDOM}` is as many neurons drawn by chance.",
-        "",
-    ]
-    if len(failed):
-        lines += [f"{len(failed)} pictures failed; the first: {failed[0]}", ""]
-    if held:
-        lines += ["## What holds", "", "| claim | difference | words | verdict |", "|---|---|---|---|"]
-        lines += [f"| {one.text} | {one.difference:.3g} | {one.words} | {one.verdict} |" for one in held]
+    name = str(model["name"])
+    lines = [f"# What the neurons of {file_name(name) if Path(name).is_absolute() else name} do", ""]
+    for one in told:
+        lines += [one, ""]
+    lines += ["## What holds", ""]
+    if held := list(claims(observed)):
+        lines += ["| claim | difference | words | verdict |", "|---|---|---|---|"]
+        for one in held:
+            count = one.count if one.over == "words" else f"{one.count} {one.over}"
+            lines += [f"| {one.text} | {one.difference:.3g} | {count} | {one.verdict} |"]
         lines += [""]
+    lines += [claims_asked(observed), ""]
     for name, title in drawn:
         lines += [f"![{title}](figures/{name}.svg)", ""]
     lines += ["## Tables", ""]
     for table in shown:
         lines += [table.markdown()]
     return "\n".join(lines)
-
-
-def _figures(observed: Observed, shown: Sequence[Table], folder: Path) -> list[tuple[str, str]]:
-    """Draw what there is to draw; the names and titles of the figures."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ExtraMissingError("Figures need matplotlib: pip install 'mmneurons[report]'.") from error
-    known = {table.name: table for table in shown}
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    for name, title, across_axis in (
-        ("fall", "Fall of log p(word), top k at zero (nats)", "neurons at zero"),
-        ("relative-fall", "The same, relative to the runners-up (nats)", "neurons at zero"),
-        ("region-overlap", "Top k found again with shuffled image tokens", "k"),
-    ):
-        if name in known:
-            figure = Figure(figsize=(7, 4.2), layout="constrained")
-            _curve(figure.subplots(), known[name], title, across_axis)
-            _save(figure, folder / name)
-            drawn.append((name, title))
-    if "finders" in known:
-        figure = Figure(figsize=(7, 4.6), layout="constrained")
-        _cost(figure.subplots(), known["finders"])
-        _save(figure, folder / "cost")
-        drawn.append(("cost", "Effect against time"))
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    _layers(figure.subplots(), observed)
-    _save(figure, folder / "layers")
-    drawn.append(("layers", "Where the first neurons lie"))
-    return drawn
-
-
-def _save(figure: matplotlib.figure.Figure, path: Path) -> None:
-    import matplotlib
-
-    # the same numbers give the same file
-    with matplotlib.rc_context({"svg.hashsalt": "mmneurons"}):
-        for kind in ("svg", "png"):
-            waiting = path.with_name(f".{path.name}.{kind}")
-            # a date would make every file another one
-            figure.savefig(waiting, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {})
-            waiting.rename(path.with_suffix(f".{kind}"))
-
-
-def _curve(axes: matplotlib.axes.Axes, table: Table, title: str, label: str) -> None:
-    for finder in [one for one in SHOWN if one in table.rows] or table.rows[:8]:
-        own = [cell for cell in table.cells if cell.row == finder]
-        ks = [int(cell.column.removeprefix("k = ")) for cell in own]
-        axes.plot(ks, [cell.estimate.value for cell in own], marker="o", markersize=3, label=finder)
-        axes.fill_between(ks, [cell.estimate.low for cell in own], [cell.estimate.high for cell in own], alpha=0.12)
-    axes.set_xscale("log")
-    axes.set_title(title, fontsize=10)
-    axes.set_xlabel(label)
-    axes.legend(fontsize=7, frameon=False)
-
-
-def _cost(axes: matplotlib.axes.Axes, table: Table) -> None:
-    for finder in table.rows:
-        own = {cell.column: cell.estimate for cell in table.cells if cell.row == finder}
-        seconds, effect = own["seconds a word"].value, own["relative fall, median"]
-        axes.errorbar(
-            [max(seconds, 1e-4)],
-            [effect.value],
-            yerr=[[effect.value - effect.low], [effect.high - effect.value]],
-            marker="o",
-            markersize=4,
-        )
-        axes.annotate(finder, (max(seconds, 1e-4), effect.value), fontsize=6, xytext=(4, 3), textcoords="offset points")
-    axes.set_xscale("log")
-    axes.set_xlabel("seconds a word")
-    axes.set_title("Relative fall without the 20 first neurons (median, nats) against time", fontsize=10)
-
-
-def _layers(axes: matplotlib.axes.Axes, observed: Observed) -> None:
-    blocks = observed.blocks
-    width = observed.neurons // blocks
-    for finder in [one for one in SHOWN if one in observed.finders]:
-        tops = observed.tops.filter(polars.col("finder") == finder)["neurons"].to_list()
-        places = [neuron // width for own in tops for neuron in own[:20]]
-        shares = [places.count(block) / max(len(places), 1) for block in range(blocks)]
-        axes.plot(range(blocks), shares, marker="o", markersize=2, label=finder)
-    axes.set_xlabel("block")
-    axes.set_title("Share of the 20 first neurons in each block", fontsize=10)
-    axes.legend(fontsize=7, frameon=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 
-__all__ = ["cell", "file_name", "json_for_script", "number", "percent", "plain", "shortened", "visible"]
+__all__ = ["cell", "count_of", "file_name", "json_for_script", "number", "percent", "plain", "shortened", "visible"]
 
 REORDERING = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that turn the reading direction of what follows, up to making a file's name look like another one."""
@@ -49,6 +49,11 @@ def cell(value: object) -> str:
 def shortened(text: str, length: int) -> str:
     """The text, cut off behind ``length`` characters with an ellipsis."""
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def count_of(count: int, what: str) -> str:
+    """How many of something: "1 word", "2 words"."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def file_name(source: str) -> str:

@@ -60,7 +60,10 @@ class Page:
                 "probability": word.probability,
                 "logit": word.logit,
                 "note": word.neurons.note,
-                "neurons": [asdict(row) for row in word.neurons],
+                # which ones stand behind a set is said in the note; a run keeps no mark of them
+                "neurons": [
+                    {name: value for name, value in asdict(row).items() if name != "outside"} for row in word.neurons
+                ],
             }
             for word in self.words
         ]
