@@ -1,12 +1,12 @@
 """Captions are sorted by the words that they say; nothing is both learned from and measured on."""
 
+import sys
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 import mmneurons as mmn
-from mmneurons.mitigation import survey as module
 from mmneurons.mitigation.survey import Sizes, survey
 from mmneurons.mitigation.wishes import Wish
 
@@ -19,7 +19,9 @@ def saying(llava, picture, monkeypatch):
     def run(captions, wishes, **options):
         told = iter(captions)
         monkeypatch.setattr(
-            module, "record_pictures", lambda vlm, own, **how: [replace(recording, caption=next(told)) for _ in own]
+            sys.modules["mmneurons.mitigation.survey"],
+            "record_pictures",
+            lambda vlm, own, **how: [replace(recording, caption=next(told)) for _ in own],
         )
         named = [(f"{index}.png", picture) for index in range(len(captions))]
         return survey(llava, named, wishes, **options)

@@ -82,6 +82,7 @@ class Settings:
         decay: of the correction.
         rounds: steps of Adam for the correction; they are few, so that it stays small.
         rate: of these.
+        others: the weight of steps that name nothing, over that of those that do.
         ridge: of the doubt's first guess.
         stay: weight decay of the doubt, towards its first guess.
         recall: by how much recall may fall among steps that are learned from, in cross-validation. None for no general
@@ -92,6 +93,7 @@ class Settings:
     decay: float = 3e-4
     rounds: int = 60
     rate: float = 3e-4
+    others: float = 5.0
     ridge: float = 0.2
     stay: float = 1e-3
     recall: float | None = 0.015
@@ -148,12 +150,15 @@ def _corrected(
     own = steps[known]
     features = own.activations / scale
     correction = torch.zeros(len(scale), written.tokens.shape[1], requires_grad=True)
+    if not settings.rounds:
+        return correction.detach()
     adam = torch.optim.Adam([correction], lr=settings.rate)
     for _ in range(settings.rounds):
         adam.zero_grad()
         after = (own.logits + own.reach[:, None] * (features @ correction @ written.tokens.T)).log_softmax(-1)
         likelihood = after.masked_fill(~own.wanted, -1e9).logsumexp(-1)
-        loss = -likelihood.sum() / own.mention.sum() + settings.decay * correction.square().sum()
+        weight = torch.where(own.mention, 1.0, settings.others)
+        loss = -(weight * likelihood).sum() / own.mention.sum() + settings.decay * correction.square().sum()
         loss.backward()
         adam.step()
     return correction.detach()
@@ -182,6 +187,9 @@ def _naming(steps: Steps, settings: Settings, scale: Float[Tensor, "width"]) -> 
     return _ridge(features, steps.mention.float(), settings.ridge)
 
 
+DOUBTED = 60
+"""Steps of Adam for the doubt."""
+
 _BEHIND = 3.0
 """How far behind the sum of all names, in logits, the general word is guessed to belong."""
 
@@ -201,7 +209,7 @@ def _doubt(
     wrong = ~steps.right[torch.arange(len(steps)), best.indices] & steps.mention
     doubt = guess.clone().requires_grad_()
     adam = torch.optim.Adam([doubt], lr=2e-3)
-    for _ in range(settings.rounds):
+    for _ in range(DOUBTED):
         adam.zero_grad()
         lead = steps.general + features @ doubt - best.values
         missed = binary_cross_entropy_with_logits(lead / 2, wrong.float(), reduction="none")
