@@ -199,8 +199,9 @@ def _kept(vlm: VLM, swap: Swap, tried: Tried) -> list[Recording]:
     return [one for one in recordings if not says(one, swap.source)]
 
 
-def _how(tried: Tried) -> AskedOfPictures:
-    return {"prompt": tried.prompt, "prefix": tried.prefix, "max_new_tokens": tried.max_new_tokens}
+def _how(tried: Tried, prompt: str | None = None) -> AskedOfPictures:
+    asked = tried.prompt if prompt is None else prompt
+    return {"prompt": asked, "prefix": tried.prefix, "max_new_tokens": tried.max_new_tokens}
 
 
 def _learned(vlm: VLM, edit: Edit, method: str, tried: Tried, kept: Sequence[Recording]) -> Edit:
@@ -310,7 +311,7 @@ class _Trial:
                     self._vlm,
                     [one.image for one in part],
                     image_budget=0,
-                    **{**_how(tried), "prompt": prompt},
+                    **_how(tried, prompt),
                 )
                 for one, recording in zip(part, recordings, strict=True):
                     if not swaps or any(says(recording, swap.source) for swap in swaps):
