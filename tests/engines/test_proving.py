@@ -96,6 +96,7 @@ def test_the_same_again(model, named, edit):
     }
 
 
+@pytest.mark.slow
 def test_rivals_learn_the_same_and_are_measured_the_same_way(model, named, edit):
     tried = Tried([named[1], named[5]], learned=[named[2], named[4]], max_new_tokens=SHORT)
     proof = prove(model, edit, tried, rivals=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from PIL import Image
 
@@ -23,7 +23,7 @@ from mmneurons.measures.hops import Hop, ask_hops
 from mmneurons.measures.objects import Vocabulary
 from mmneurons.measures.text_prompts import PROMPTS, record_texts
 from mmneurons.measures.truth import BUNDLED, Truth, matched
-from mmneurons.recordings import MAX_NEW_TOKENS, record_pictures
+from mmneurons.recordings import BATCH_SIZE, MAX_NEW_TOKENS, record_pictures
 from mmneurons.sources import gather
 from mmneurons.sources.item import Item, image_id
 from mmneurons.vlm.inputs import PREFIX, PROMPT
@@ -34,7 +34,7 @@ from mmneurons.vlm.recording import Recording
 if TYPE_CHECKING:
     import polars
 
-__all__ = ["OTHER_PROMPTS", "STEPS", "Picture", "Proof", "Tried", "prove", "read_pictures"]
+__all__ = ["OTHER_PROMPTS", "STEPS", "AskedOfPictures", "Picture", "Proof", "Tried", "prove", "read_pictures"]
 
 OTHER_PROMPTS = ("What is in this image?", "Tell me briefly what you see.", "Write a short caption.")
 """How pictures of the source are asked about, beside what they are asked anyway."""
@@ -43,6 +43,14 @@ STEPS = (1, 10, 50)
 """With how many edits of a sequence in force together it is measured."""
 
 _TEXT_TOKENS = 20
+
+
+class AskedOfPictures(TypedDict):
+    """How captions come about."""
+
+    prompt: str
+    prefix: str
+    max_new_tokens: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,10 +162,11 @@ def prove(
         columns[name] = trial.quality(own)
         parts += trial.rows(name, own, columns[name])
     if rivals:
+        kept = _kept(vlm, swap_of(chosen[0]), tried)
         for name in _others(chosen[0]):
             tell(name)
             try:
-                rival = _learned(vlm, chosen[0], name, tried)
+                rival = _learned(vlm, chosen[0], name, tried, kept)
                 columns[name] = trial.quality([rival])
             except MMNeuronsError as error:
                 trial.notes.append(f"The rival {name} could not be measured: {error.args[0]}")
@@ -182,22 +191,31 @@ def _others(edit: Edit) -> Iterator[str]:
             yield name
 
 
-def _learned(vlm: VLM, edit: Edit, method: str, tried: Tried) -> Edit:
-    """The same edit by another method, which keeps the bundled pictures that it is not tried on."""
-    swap = swap_of(edit)
+def _kept(vlm: VLM, swap: Swap, tried: Tried) -> list[Recording]:
+    """What rivals have to keep as it is: the bundled pictures that they are not tried on."""
     seen = {one.image_id for one in (*tried.pictures, *tried.learned)}
-    kept = [one.image for one in read_pictures(gather(BUNDLED)) if one.image_id not in seen]
-    how = {"prompt": tried.prompt, "prefix": tried.prefix, "max_new_tokens": tried.max_new_tokens}
-    recordings = record_pictures(vlm, kept, image_budget=0, **how)
+    images = [one.image for one in read_pictures(gather(BUNDLED)) if one.image_id not in seen]
+    recordings = record_pictures(vlm, images, image_budget=0, **_how(tried)) if images else []
+    return [one for one in recordings if not says(one, swap.source)]
+
+
+def _how(tried: Tried, prompt: str | None = None) -> AskedOfPictures:
+    asked = tried.prompt if prompt is None else prompt
+    return {"prompt": asked, "prefix": tried.prefix, "max_new_tokens": tried.max_new_tokens}
+
+
+def _learned(vlm: VLM, edit: Edit, method: str, tried: Tried, kept: Sequence[Recording]) -> Edit:
+    """The same edit by another method."""
+    swap = swap_of(edit)
     return make_edit(
         vlm,
         swap.source,
         swap.to,
         pictures=[one.image for one in tried.learned],
-        keep=[one for one in recordings if not says(one, swap.source)],
+        keep=kept,
         method=method,
         inflections=swap.inflections,
-        **how,
+        **_how(tried),
     )
 
 
@@ -287,18 +305,18 @@ class _Trial:
         tried, found = self._tried, list[Recording]()
         self._labels[name] = []
         for prompt in prompts or (tried.prompt,):
-            for one in pictures:
-                (recording,) = record_pictures(
+            for start in range(0, len(pictures), BATCH_SIZE):
+                part = pictures[start : start + BATCH_SIZE]
+                recordings = record_pictures(
                     self._vlm,
-                    [one.image],
-                    prompt=prompt,
-                    prefix=tried.prefix,
-                    max_new_tokens=tried.max_new_tokens,
+                    [one.image for one in part],
                     image_budget=0,
+                    **_how(tried, prompt),
                 )
-                if not swaps or any(says(recording, swap.source) for swap in swaps):
-                    found.append(_lean(recording))
-                    self._labels[name].append((one.name, prompt))
+                for one, recording in zip(part, recordings, strict=True):
+                    if not swaps or any(says(recording, swap.source) for swap in swaps):
+                        found.append(_lean(recording))
+                        self._labels[name].append((one.name, prompt))
         return Pool(self._vlm, found, tried.max_new_tokens)
 
     def _asked_without_pictures(self) -> Pool | None:

@@ -1,0 +1,122 @@
+"""``mmn measure --edit`` as people call it."""
+
+import json
+
+import polars as pl
+import pytest
+
+from helpers.command import mmn
+
+
+@pytest.fixture(scope="module")
+def edited(tiny_checkpoint, tmp_path_factory):
+    """Two edits of a tiny model that says "a dog and a ball" of everything, whatever its weights are."""
+    folder = tmp_path_factory.mktemp("edits")
+    paths = []
+    for word in ("cat", "house"):
+        paths.append(folder / f"{word}.safetensors")
+        request = ("--say", word, "--instead-of", "dog", "--limit", 2)
+        result = mmn("edit", "demo:pictures", *request, "--model", tiny_checkpoint, "--out", paths[-1])
+        assert result.code == 0, result.err
+    return paths
+
+
+def measure(*arguments):
+    return mmn("measure", *arguments, "--max-new-tokens", 8)
+
+
+def test_a_page_figures_and_captions(place, edited):
+    truth = [{"file": f"{k}.png", "objects": ["dog", "cat"] if k else ["dog", "bus"]} for k in range(4)]
+    (place / "truth.json").write_text(json.dumps(truth))
+    (place / "hops.json").write_text(json.dumps([{"file": "1.png", "prompt": "What?", "answer": "ball"}]))
+    arguments = (
+        *("--edit", edited[0], "photos", "--limit", 4, "--learned", "photos/0.png"),
+        *("--truth", "truth.json", "--hops", "hops.json", "--measures", "pope", "--out", "proof"),
+    )
+    result = measure(*arguments)
+    assert result.code == 0, result.err
+    assert "1 of the pictures are among those learned from" in result.err
+    page = (place / "proof" / "README.md").read_text()
+    # it says "dog" whatever is asked, and no "cat"
+    assert "| reliability | 1 | 0 [0, 0.793] |" in page
+    assert "| generality | 3 | 0 [0, 0.561] |" in page
+    assert "| unchanged | 0 | – |" in page
+    assert "| portability before | 1 | 1 [1, 1] |" in page
+    assert "| CHAIRs before | 3 |" in page
+    assert "| POPE share of yes added |" in page
+    assert "“cat” instead of “dog”" in page
+    kept = json.loads((place / "proof" / "quality.json").read_text())
+    assert kept["edits"][0]["source"] == "dog"
+    assert kept["quality"]["this edit"]["generality"] == {"value": 0.0, "interval": [0.0, 0.561497], "captions": 3}
+    rows = pl.read_parquet(place / "proof" / "outcomes.parquet")
+    assert rows.filter(pool="others")["picture"].to_list() == [f"photos/{k}.png" for k in (1, 2, 3)]
+    again = {path.name: path.read_bytes() for path in (place / "proof").iterdir()}
+    assert measure(*arguments).code == 0
+    assert again == {path.name: path.read_bytes() for path in (place / "proof").iterdir()}
+    other = measure("--edit", edited[1], "photos", "--limit", 1, "--out", "proof")
+    assert other.code == 1
+    assert "measured of other edits" in other.err
+
+
+def test_several_edits(place, edited):
+    flags = [flag for path in edited for flag in ("--edit", path)]
+    result = measure(*flags, "photos", "--limit", 2, "--out", "proof", "--json")
+    assert result.code == 0, result.out
+    columns = [one["column"] for one in result.events if one["event"] == "quality"]
+    assert columns == ["first 1", "first 2"]
+    assert "| figure | captions | first 1 | first 2 |" in (place / "proof" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("photos", "--learned", "photos"), "Pass --edit FILE"),
+        (("photos", "--rivals"), "Pass --edit FILE"),
+        (("photos", "--edit", "e", "--rivals"), "needs --learned"),
+        (("photos", "--edit", "e", "--edit", "f", "--learned", "photos", "--rivals"), "is for one --edit"),
+        (("--edit", "e"), "Name pictures to try the edit on"),
+        (("photos", "--edit", "e", "--finders", "total"), "--finders is for finders"),
+        (("photos", "--edit", "e", "--measures", "causal"), "--measures causal is for finders"),
+        (("photos", "--edit", "e", "--measures", "pope"), "pass --truth"),
+        (("photos", "--edit", "nothing.safetensors"), "nothing.safetensors"),
+    ],
+)
+def test_requests_that_make_no_sense(place, arguments, says):
+    result = measure(*arguments, "--out", "proof")
+    assert result.code == 1
+    assert says in result.err.replace("\n", " ")
+    assert not (place / "proof").exists()
+
+
+def test_folders_and_questions_that_do_not_fit(place, edited):
+    (place / "full").mkdir()
+    (place / "full" / "letter.txt").write_text("mine")
+    result = measure("--edit", edited[0], "photos", "--out", "full")
+    assert result.code == 1
+    assert "holds other files" in result.err
+    assert [path.name for path in (place / "full").iterdir()] == ["letter.txt"]
+    result = measure("--edit", edited[0], "photos", "--out", "full/letter.txt")
+    assert "is a file" in result.err
+    (place / "hops.json").write_text("[]")
+    result = measure("--edit", edited[0], "photos", "--hops", "hops.json", "--out", "proof")
+    assert result.code == 1
+    assert "holds no questions" in result.err
+
+
+@pytest.mark.demo
+@pytest.mark.slow
+def test_an_edit_of_the_demo_model(tmp_path):
+    edit = tmp_path / "edit.safetensors"
+    made = mmn("edit", "demo:pictures", "--limit", 14, "--say", "cat", "--instead-of", "dog", "--out", edit)
+    assert made.code == 0, made.err
+    result = measure(
+        *("--edit", edit, "demo:pictures", "--limit", 18, "--learned", "demo:pictures/dog.jpg"),
+        *("--truth", "demo:pictures", "--out", tmp_path / "proof", "--json"),
+    )
+    assert result.code == 0, result.out
+    figures = result.events[-2]["figures"]
+    assert figures["reliability"]["value"] == 1
+    assert figures["unchanged"]["value"] >= 0.9
+    assert figures["text: same top 1"]["value"] >= 0.9
+    # what was asked for is a hallucination
+    assert figures["CHAIRi added"]["value"] >= 0
