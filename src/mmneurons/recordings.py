@@ -27,6 +27,7 @@ from mmneurons.words import token_spans
 __all__ = [
     "BATCH_SIZE",
     "MAX_NEW_TOKENS",
+    "CaptionOptions",
     "RecordOptions",
     "as_list",
     "caption",
@@ -39,6 +40,20 @@ __all__ = [
 
 BATCH_SIZE = 8
 MAX_NEW_TOKENS = 50
+
+
+class CaptionOptions(TypedDict, total=False):
+    """How captions come about, as far as most callers say it.
+
+    Attributes:
+        prompt: what the model is asked.
+        prefix: how its answer begins.
+        max_new_tokens: where it is cut.
+    """
+
+    prompt: str
+    prefix: str
+    max_new_tokens: int
 
 
 class RecordOptions(TypedDict, total=False):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import mmneurons as mmn
-from mmneurons.edits.least_squares import LeastSquares, _Arrow, _arrows, _covariance, _features
+from mmneurons.edits.least_squares import LeastSquares, _Arrow, _arrows, _features, covariance
 from mmneurons.edits.solution import live, margins
 from mmneurons.edits.task import Kept, Swap, make_task, says
 from mmneurons.errors import OptionError
@@ -33,7 +33,7 @@ def arrow(demo, task):
     rest = [Kept(want.recording, (want.step,)) for more in others for want in more]
     head = readout(demo)
     kept = _features([*task.kept, *rest], [29])
-    return _Arrow(demo, head, [29], wants, own, kept, _covariance(head), options), wants, own
+    return _Arrow(demo, head, [29], wants, own, kept, covariance(head), options), wants, own
 
 
 def test_it_is_the_minimum_of_what_it_says(task, arrow):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from mmneurons.recordings import CaptionOptions
     from mmneurons.vlm.model import VLM
 
 __all__ = [
@@ -18,7 +19,6 @@ __all__ = [
     "PICTURES",
     "AllowPickle",
     "AsJson",
-    "AskedOfCaptions",
     "Column",
     "DeviceMap",
     "Dtype",
@@ -101,17 +101,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and err
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as 'mmn find' makes it.")]
 
 
-class AskedOfCaptions(TypedDict, total=False):
-    """How captions come about, as far as it was said."""
-
-    prompt: str
-    prefix: str
-    max_new_tokens: int
-
-
-def asked_of_captions(prompt: str | None, prefix: str | None, max_new_tokens: int | None) -> AskedOfCaptions:
+def asked_of_captions(prompt: str | None, prefix: str | None, max_new_tokens: int | None) -> CaptionOptions:
     """What was said of captions; what was not is left to the library."""
-    asked: AskedOfCaptions = {}
+    asked: CaptionOptions = {}
     if prompt is not None:
         asked["prompt"] = prompt
     if prefix is not None:

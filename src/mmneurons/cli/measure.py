@@ -36,12 +36,12 @@ from mmneurons.cli.measure_edit import EditRequest, Edits, HopFile, Learned, Riv
 from mmneurons.cli.output import Output
 
 if TYPE_CHECKING:
-    from mmneurons.cli.common import AskedOfCaptions
-    from mmneurons.engines.measuring import CaptionOptions, Told
+    from mmneurons.engines.measuring import Told
     from mmneurons.measures.hallucination import Question
     from mmneurons.measures.objects import Vocabulary
     from mmneurons.measures.suites import Suite
     from mmneurons.measures.truth import Truth
+    from mmneurons.recordings import CaptionOptions
 
 __all__ = ["EXAMPLES", "command", "truths_of", "vocabulary_of"]
 
@@ -185,7 +185,7 @@ def command(
             limit=asked.limit,
             sample=asked.sample,
             seed=drawn,
-            how=cast("AskedOfCaptions", options),
+            how=cast("CaptionOptions", options),
         )
         return
     vlm = load_model(asked.model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmneurons.cli.common import AskedOfCaptions
 from mmneurons.cli.output import Output
 
 if TYPE_CHECKING:
     from mmneurons.measures.hallucination import Question
     from mmneurons.measures.objects import Vocabulary
     from mmneurons.measures.truth import Truth
+    from mmneurons.recordings import CaptionOptions
     from mmneurons.vlm.model import VLM
 
 __all__ = ["EditRequest", "Edits", "HopFile", "Learned", "Rivals", "check_edit_options", "measure_edits"]
@@ -112,7 +112,7 @@ def measure_edits(
     limit: int | None,
     sample: int | None,
     seed: int,
-    how: AskedOfCaptions,
+    how: CaptionOptions,
 ) -> None:
     """Measure edits, and write the folder."""
     from mmneurons.edits.edit import Edit

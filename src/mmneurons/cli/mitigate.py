@@ -142,7 +142,7 @@ def words(
         return
     for line in lines:
         output.note(line)
-    made = mitigate_words(vlm, found, at_least, method, options, output.note, how)
+    made = mitigate_words(vlm, found, at_least, method, options, output.note, **how)
     command = " ".join(["mmn", *sys.argv[1:]])
     written = write_mitigation(out, vlm, found, made, command, at_least, peft)
     refusal = made.proof.refusal

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from PIL import Image
@@ -36,30 +35,17 @@ from mmneurons.measures.hallucination import Question, ask
 from mmneurons.measures.suites import Suite, is_sampled
 from mmneurons.measures.truth import Truth, matched
 from mmneurons.options import check_seed, named_words
+from mmneurons.recordings import CaptionOptions
 from mmneurons.sources import gather
 from mmneurons.sources.item import Item, as_text, image_id
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import decode_picture
 from mmneurons.vlm.replay import prefixes_kept
 
-__all__ = ["MEASURED_FILE", "CaptionOptions", "Measured", "Told", "measure", "open_measured"]
+__all__ = ["MEASURED_FILE", "Measured", "Told", "measure", "open_measured"]
 
 KEPT = 200
 """How many neurons of a word and finder the folder keeps."""
-
-
-class CaptionOptions(TypedDict, total=False):
-    """How captions come about; see ``mmneurons.recordings.RecordOptions``.
-
-    Attributes:
-        prompt: what the model is asked.
-        prefix: how its answer begins.
-        max_new_tokens: where it is cut.
-    """
-
-    prompt: str
-    prefix: str
-    max_new_tokens: int
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ from mmneurons.measures.truth import Truth
 from mmneurons.mitigation.grounding import Settings, Steps, Written, ground
 from mmneurons.mitigation.mentions import Mention, mentions_in
 from mmneurons.mitigation.proof import Change
-from mmneurons.recordings import BATCH_SIZE, RecordOptions, caption, record_pictures
+from mmneurons.recordings import BATCH_SIZE, CaptionOptions, caption, record_pictures
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.paths import carry_back
+from mmneurons.vlm.pictures import PictureLike
 from mmneurons.vlm.readout import Readout, readout
 from mmneurons.vlm.recording import Recording
 
@@ -116,7 +117,7 @@ def read_lesson(
     known: Vocabulary,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
-    **how: Unpack[RecordOptions],
+    **how: Unpack[CaptionOptions],
 ) -> Lesson:
     """Caption pictures and find what is said of things that are not there. Of a recording little is kept.
 
@@ -340,7 +341,7 @@ def ground_captions(
     at_least: float,
     recall: float,
     progress: Callable[[int], None] | None = None,
-    **how: Unpack[RecordOptions],
+    **how: Unpack[CaptionOptions],
 ) -> Grounded:
     """Caption pictures without the edit and with it, and compare.
 
@@ -357,7 +358,7 @@ def ground_captions(
     before: list[str] = []
     after: list[str] = []
     for start in range(0, len(pictures), BATCH_SIZE):
-        opened = [one.open() for one in pictures[start : start + BATCH_SIZE]]
+        opened: list[PictureLike] = [one.open() for one in pictures[start : start + BATCH_SIZE]]
         before += caption(vlm, opened, **how)
         with edit.on(vlm):
             after += caption(vlm, opened, **how)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmneurons.edits.task import says
 from mmneurons.mitigation.wishes import Wish
-from mmneurons.recordings import BATCH_SIZE, RecordOptions, record_pictures
+from mmneurons.recordings import BATCH_SIZE, CaptionOptions, record_pictures
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import Recording
 
@@ -98,7 +98,7 @@ def survey(
     sizes: Sizes | None = None,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
-    **how: Unpack[RecordOptions],
+    **how: Unpack[CaptionOptions],
 ) -> Survey:
     """Caption pictures and sort them.
 

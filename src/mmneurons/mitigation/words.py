@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Unpack
 
 from mmneurons.edits.edit import Edit
 from mmneurons.edits.make import edit
+from mmneurons.edits.methods import make_method
 from mmneurons.edits.task import check_words
 from mmneurons.errors import EditError
 from mmneurons.mitigation.proof import Proof, prove
 from mmneurons.mitigation.survey import Survey
+from mmneurons.recordings import CaptionOptions
 from mmneurons.vlm.model import VLM
 
 __all__ = ["AT_LEAST", "Mitigation", "mitigate_words"]
@@ -39,7 +42,7 @@ def mitigate_words(
     method: str = "least_squares",
     options: Mapping[str, object] | None = None,
     progress: Callable[[str], None] | None = None,
-    how: Mapping[str, object] | None = None,
+    **how: Unpack[CaptionOptions],
 ) -> Mitigation:
     """Learn an edit for every word that is said, and measure all of them in force together.
 
@@ -50,7 +53,7 @@ def mitigate_words(
         method: of the edits.
         options: of the method.
         progress: told of each edit that was made.
-        how: prompt, prefix and max_new_tokens of the survey, for the recipes.
+        **how: the captions of the survey came about, for the recipes.
 
     Raises:
         EditError: the model says none of the words of these pictures, cannot say one, or no edit could be made.
@@ -77,9 +80,8 @@ def mitigate_words(
                 pictures=learned,
                 keep=kept,
                 bundled=False,
-                method=method,
-                **dict(how or {}),
-                **dict(options or {}),
+                method=make_method(method, options or {}),
+                **how,
             )
         except EditError as error:
             notes[wish.word] = str(error)
