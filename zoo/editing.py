@@ -146,11 +146,12 @@ def jobs(names: Sequence[str], development: bool) -> Iterator[Job]:
         yield Job("swap", "least squares", "least_squares", {}, source, to)
     for source, _ in pairs[:SUPPRESSED]:
         yield Job("suppress", "least squares", "least_squares", {}, source, None)
-    for margin in MARGINS:
-        for source, to in pairs[:COMPARED]:
+    # pair by pair, so that all methods have the same pairs wherever it is stopped
+    for source, to in pairs[:COMPARED]:
+        for margin in MARGINS:
             yield Job("margin", f"least squares, margin {margin:g}", "least_squares", {"margin": margin}, source, to)
-    for name, (method, options) in RIVALS.items():
-        for source, to in pairs[:DEAR]:
+    for source, to in pairs[:DEAR]:
+        for name, (method, options) in RIVALS.items():
             yield Job("rival", name, method, options, source, to)
 
 
