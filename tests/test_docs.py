@@ -1,6 +1,7 @@
 """The documentation holds: its code runs, its links lead somewhere, and each error has its page."""
 
 import contextlib
+import dataclasses
 import io
 import re
 import shlex
@@ -263,3 +264,17 @@ def test_finders_are_listed():
     concepts = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
     table = concepts.split("## Ways to score")[1]
     assert set(re.findall(r'^\| `"(\w+)"`', table, flags=re.MULTILINE)) == set(FINDERS)
+
+
+def test_methods_of_editing_and_their_options_are_listed():
+    from mmneurons.edits.methods import METHODS
+
+    text = (ROOT / "docs" / "editing.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (?:`\"(\w+)\"` )?\| `(\w+)` \| `([^`]+)` \|", text, flags=re.MULTILINE)
+    listed, method = set(), ""
+    for name, option, default in rows:
+        method = name or method
+        listed.add((method, option, default))
+    fields_of = {name: dataclasses.fields(kind) for name, kind in METHODS.items()}
+    assert listed == {(name, one.name, repr(one.default)) for name, own in fields_of.items() for one in own}
+    assert all(f'`"{name}"' in text for name in METHODS)

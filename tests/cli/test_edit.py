@@ -1,8 +1,13 @@
 """``mmn edit``, ``mmn apply`` and ``mmn export`` as people call them."""
 
+import shutil
+from dataclasses import replace
+
 import pytest
+from safetensors.torch import load_file, save_file
 
 from helpers.command import mmn
+from mmneurons.edits import Edit
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +21,9 @@ def edited(tmp_path_factory):
     assert "must stay as it is says 'dog'" in result.events[-1]["message"]
     result = mmn("edit", "demo:pictures", "--say", "cat", "--instead-of", "dog", "--limit", 16, "--out", path, "--json")
     assert result.code == 0, result.out
-    assert result.events[-1]["converged"] is True
+    done = result.events[-1]
+    assert done["converged"] is True
+    assert 0 <= done["changed"] <= 0.1 * done["kept"]
     return path
 
 
@@ -24,8 +31,11 @@ def edited(tmp_path_factory):
 def test_an_edit_is_made_tried_and_shipped(edited, tmp_path):
     result = mmn("apply", edited, "demo:pictures", "--limit", 16, "--json")
     assert result.code == 0, result.out
-    changed = [(one["before"], one["after"]) for one in result.events if one["before"] != one["after"]]
+    *captions, done = result.events
+    changed = [(one["before"], one["after"]) for one in captions if one["before"] != one["after"]]
     assert changed
+    assert done == {"event": "done", "changed": len(changed), "of": 16}
+    assert captions[0]["picture"].startswith("demo:pictures/")
     assert all(new == old.replace("dog", "cat") for old, new in changed)
     result = mmn("export", edited, "--peft", tmp_path / "adapter")
     assert result.code == 0, result.err
@@ -42,7 +52,7 @@ def test_an_edit_is_made_tried_and_shipped(edited, tmp_path):
         (("--say", "cat"), "--say cat --instead-of dog, or --never-say dog"),
         (("--say", "cat", "--instead-of", "dog", "--never-say", "bird"), "Say what is to change"),
         (("--never-say", "dog", "--method", "rome"), "There is no method 'rome'"),
-        (("--never-say", "dog", "--option", "margin"), "Write NAME=VALUE"),
+        (("--never-say", "dog", "--option", "margin"), "Write --option NAME=VALUE"),
         (("--never-say", "dog", "--option", "depth=3"), "has no option depth"),
     ],
 )
@@ -61,3 +71,100 @@ def test_a_file_that_is_no_edit(place):
     result = mmn("export", "broken.safetensors")
     assert result.code == 1
     assert "--peft FOLDER" in result.err
+
+
+@pytest.fixture
+def tried(place, tiny_checkpoint):
+    """An edit of a tiny model that says "a dog and a ball" of everything, and what its making printed."""
+    (place / "photos" / "broken.png").write_bytes(b"no picture")
+    asked = ("edit", "photos", "--model", tiny_checkpoint, "--say", "cat", "--instead-of", "dog", "--no-bundled")
+    return mmn(*asked, "--option", "margin=8", "--out", "edit.safetensors", "--json")
+
+
+def test_a_picture_that_cannot_be_read_is_left_out(tried, place, tiny_checkpoint):
+    skipped, done = tried.events
+    assert (skipped["event"], skipped["picture"]) == ("skipped", "photos/broken.png")
+    assert "not a picture" in skipped["message"]
+    assert (done["event"], done["kept"], done["changed"]) == ("done", 0, 0)
+    edit = Edit.load("edit.safetensors")
+    assert (edit.recipe["method"], edit.recipe["options"]["margin"]) == ("least_squares", 8.0)
+    result = mmn("apply", "edit.safetensors", "photos", "--model", tiny_checkpoint, "--json")
+    *captions, done = [one for one in result.events if one["event"] != "skipped"]
+    assert [one["picture"] for one in captions] == [f"photos/{index}.png" for index in range(7)]
+    changed = sum(one["before"] != one["after"] for one in captions)
+    assert done == {"event": "done", "changed": changed, "of": 7}
+    result = mmn("apply", "edit.safetensors", "photos", "--model", tiny_checkpoint, "--limit", 1)
+    assert result.out.startswith("photos/0.png: An image of ")
+    for picture in (place / "photos").glob("?.png"):
+        picture.unlink()
+    for arguments in (
+        ("edit", "photos", "--never-say", "dog", "--out", "other"),
+        ("apply", "edit.safetensors", "photos"),
+    ):
+        result = mmn(*arguments, "--model", tiny_checkpoint)
+        assert result.code == 1
+        assert "error: 'photos/broken.png' is not a picture" in result.err
+
+
+def test_edits_that_share_neurons_are_said_to_once(tried, place, tiny_checkpoint):
+    edit = Edit.load("edit.safetensors")
+    for number in (2, 3):
+        weights = [replace(delta, weights=delta.weights / number) for delta in edit.deltas]
+        replace(edit, deltas=tuple(weights)).save(f"{number}.safetensors")
+    also = ("--also", "2.safetensors", "--also", "3.safetensors")
+    result = mmn("apply", "edit.safetensors", "photos", *also, "--limit", 1, "--model", tiny_checkpoint)
+    assert result.err.count("add up") == 1
+    assert f"The edits add up; {len(edit.neurons)} neurons are in more than one of them." in result.err
+    twice = ("--also", "edit.safetensors", "--limit", 1, "--model", tiny_checkpoint)
+    result = mmn("apply", "edit.safetensors", "photos", *twice)
+    assert "Name every edit once." in result.err
+    result = mmn("apply", "edit.safetensors", "photos", "--limit", 1, "--model", other_model(place, tiny_checkpoint))
+    assert "pass --force to apply it" in result.err
+
+
+def other_model(place, checkpoint):
+    """The same with one weight changed."""
+    shutil.copytree(checkpoint, place / "other")
+    (file,) = (place / "other").glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("down_proj.weight"))
+    tensors[name] = tensors[name] * 2
+    save_file(tensors, file, {"format": "pt"})
+    return place / "other"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--say", "cat", "--instead-of", "zebra"), "Name pictures whose captions say it."),
+        (("--say", "cat", "--instead-of", "image"), "but in the prefix 'An image of'"),
+        (
+            ("--say", "", "--instead-of", "dog"),
+            "error: --say '' is empty. To have a word not said at all, use --never-say",
+        ),
+        (("--never-say", "dog", "--option", "margin=abc"), "margin='abc' is not possible: it has to be a number."),
+        (("--never-say", "dog", "--option", "blocks=x"), "it has to be a whole number, or a list of such."),
+        (("--never-say", "dog", "--option", "blocks=29"), "There is no block 29"),
+        (("--never-say", "dog", "--method", "lora", "--option", "help=1"), "Its options are: rank=4, blocks=(-4, -3,"),
+        (("--never-say", "dog", "--limit", "0"), "--limit=0 is not possible"),
+        (("--never-say", "dog", "--keep", "photos/1.png"), "Leave such pictures out of --keep;"),
+    ],
+)
+def test_messages_name_the_options_of_the_command(place, tiny_checkpoint, arguments, says):
+    few = () if "--limit" in arguments else ("--limit", 1)
+    asked = ("--model", tiny_checkpoint, "--no-bundled", "--out", "edit.safetensors")
+    result = mmn("edit", "photos", *arguments, *few, *asked)
+    assert result.code == 1
+    assert says in result.err.replace("\n", " ")
+    for python in ("to=", "pictures=", "mmn.", "force="):
+        assert python not in result.err
+
+
+def test_stopped_by_hand_nothing_was_written(place, monkeypatch):
+    def stop(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmneurons.sources.gather", stop)
+    result = mmn("edit", "photos", "--never-say", "dog", "--out", "edit.safetensors")
+    assert (result.code, result.err) == (130, "Stopped. No edit was written.\n")
+    assert mmn("edit", "photos", "--never-say", "dog", "--out", "e", "--json").events == [{"event": "stopped"}]

@@ -15,6 +15,7 @@ from torch import nn
 import mmneurons as mmn
 from helpers.families import FAMILIES, Case, redraw
 from mmneurons.edits import Delta, Edit, stack
+from mmneurons.edits.solution import live
 from mmneurons.edits.stack import active, applied, apply, base_fingerprint, revert, shared
 from mmneurons.errors import EditError
 from mmneurons.interventions import zeroed
@@ -958,6 +959,13 @@ LOADERS |= {"quanto int8": "optimum"}
 def quantised(request, tmp_path):
     pytest.importorskip(LOADERS[request.param])
     return Quantised(request.param, tmp_path)
+
+
+def test_what_quantised_weights_get_is_not_rounded(quantised, monkeypatch):
+    """A hook adds it; there is no column of theirs to round it with."""
+    monkeypatch.setattr("mmneurons.edits.solution.dtype", lambda *_: torch.bfloat16)
+    for delta, added in zip(quantised.edit.deltas, live(quantised.vlm, quantised.edit.deltas), strict=True):
+        assert torch.equal(added.vectors, delta.vectors)
 
 
 def test_quantised_weights_are_edited_by_what_they_give(quantised):

@@ -71,19 +71,26 @@ def command(
 
     output = Output(as_json, quiet)
     edits = [Edit.load(path) for path in (edit, *(also or ()))]
-    pictures = pictures_of(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    pictures = pictures_of(inputs, output, images=images, column=column, limit=limit, sample=sample, seed=seed)
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     output.note(repr(vlm))
     how = asked_of_captions(prompt, prefix, max_new_tokens)
-    before = caption(vlm, list(pictures), **how)
+    before = caption(vlm, list(pictures.values()), **how)
+    both: set[tuple[int, int]] = set()
     with ExitStack() as stack:
         for one in edits:
-            if common := shared(vlm, one):
-                output.note(f"{one} shares {len(common)} neurons with edits before it; both are added.")
+            both.update(shared(vlm, one))
             stack.enter_context(one.on(vlm, force=force))
-        after = caption(vlm, list(pictures), **how)
+        if both:
+            output.note(f"The edits add up; {len(both)} neurons are in more than one of them.")
+        after = caption(vlm, list(pictures.values()), **how)
     changed = 0
-    for old, new in zip(before, after, strict=True):
+    for name, old, new in zip(pictures, before, after, strict=True):
         changed += old != new
-        output.result(old if old == new else f"{old}\n  → {new}", event="caption", before=old, after=new)
-    output.note(f"{changed} of {len(before)} captions changed.")
+        text = f"{name}: {old}" if old == new else f"{name}: {old}\n  → {new}"
+        output.result(text, event="caption", picture=name, before=old, after=new)
+    done = f"{changed} of {len(before)} captions changed."
+    if as_json:
+        output.result(done, event="done", changed=changed, of=len(before))
+    else:
+        output.note(done)

@@ -11,6 +11,7 @@ import typer
 if TYPE_CHECKING:
     from PIL import Image
 
+    from mmneurons.cli.output import Output
     from mmneurons.recordings import CaptionOptions
     from mmneurons.vlm.model import VLM
 
@@ -141,7 +142,7 @@ def named_options(flag: str, said: Sequence[str]) -> dict[str, object]:
     for one in said:
         name, equals, value = one.partition("=")
         if not (name and equals and value):
-            raise OptionError(f"{flag} {one!r} is not possible. Write NAME=VALUE, such as handful=3.")
+            raise OptionError(f"{flag} {one!r} is not possible. Write {flag} NAME=VALUE, such as {flag} seed=3.")
         if value == "none":
             options[name] = None
             continue
@@ -182,20 +183,35 @@ def load_model(
 
 def pictures_of(
     inputs: Sequence[str],
+    output: Output,
     images: Path | None = None,
     column: str | None = None,
     limit: int | None = None,
     sample: int | None = None,
     seed: int = 0,
-) -> list[Image.Image]:
-    """Read the pictures that names stand for.
+) -> dict[str, Image.Image]:
+    """Read the pictures that names stand for, each with its own name; say which of them cannot be read.
 
     Raises:
         SourceError: a name stands for nothing.
-        PictureError: one cannot be read.
+        PictureError: none of them can be read.
     """
+    from mmneurons.errors import PictureError
     from mmneurons.sources import gather
+    from mmneurons.vlm.inputs import check_sides
     from mmneurons.vlm.pictures import decode_picture
 
-    items = gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
-    return [decode_picture(item.read(), item.source) for item in items]
+    pictures: dict[str, Image.Image] = {}
+    wrong: PictureError | None = None
+    for item in gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed):
+        try:
+            picture = decode_picture(item.read(), item.source)
+            check_sides(picture, repr(item.source))
+        except PictureError as error:
+            wrong = error
+            output.skipped(item.source, error)
+        else:
+            pictures[item.source] = picture
+    if not pictures and wrong is not None:
+        raise wrong
+    return pictures

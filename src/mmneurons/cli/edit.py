@@ -40,9 +40,13 @@ EXAMPLES = """Examples:
 
     mmn edit photos --never-say dog --keep others --out no-dog.safetensors
 
-The pictures whose captions say the word are what is learned from; all others must stay as they are."""
+The pictures whose captions say the word are what is learned from; all others must stay as they are. What becomes of
+pictures that were not given, mmn apply shows and mmn measure --edit counts. The methods' options: docs/editing.md."""
 
 EDIT = "Edit"
+
+MANY = 0.1
+"""The share of the captions that must stay of which people are warned when it changes."""
 
 
 def command(
@@ -55,16 +59,27 @@ def command(
     ] = None,
     never_say: Annotated[
         str | None,
-        typer.Option("--never-say", help="A word that is not to be said at all.", rich_help_panel=EDIT),
+        typer.Option(
+            "--never-say",
+            help="A word that is not to be said: of pictures like those given it is not, of others mostly not. What is "
+            "certain is --method ban.",
+            rich_help_panel=EDIT,
+        ),
     ] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(
             "--keep",
-            help="Further pictures that must stay as they are, again for more. Default: the bundled ones.",
+            help="Further pictures that must stay as they are, beside the bundled ones; again for more.",
             rich_help_panel=EDIT,
         ),
     ] = None,
+    bundled: Annotated[
+        bool,
+        typer.Option(
+            "--bundled/--no-bundled", help="The bundled pictures must stay as they are, too.", rich_help_panel=EDIT
+        ),
+    ] = True,
     method: Annotated[
         str,
         typer.Option(
@@ -75,7 +90,11 @@ def command(
     ] = "least_squares",
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", help="An option of the method, NAME=VALUE, again for more.", rich_help_panel=EDIT),
+        typer.Option(
+            "--option",
+            help="An option of the method, NAME=VALUE, again for more: see docs/editing.md.",
+            rich_help_panel=EDIT,
+        ),
     ] = None,
     inflections: Annotated[bool, typer.Option(help="Plurals are meant, too.", rich_help_panel=EDIT)] = True,
     images: Images = None,
@@ -95,7 +114,7 @@ def command(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make the model say something else instead of a word, or never say it; the weights' change goes into one file."""
+    """Make the model say something else instead of a word, or not say it; the weights' change goes into one file."""
     from mmneurons.edits.make import edit
     from mmneurons.edits.methods import make_method
     from mmneurons.errors import EditError, OptionError
@@ -106,8 +125,8 @@ def command(
     if out.exists():
         raise EditError(f"{str(out)!r} is there already. Choose another name, or remove it.")
     solver = make_method(method, named_options("--option", option or []))
-    learned = pictures_of(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
-    kept = pictures_of(keep) if keep else None
+    learned = pictures_of(inputs, output, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    kept = pictures_of(keep, output) if keep else {}
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     output.note(repr(vlm))
     source = never_say if instead_of is None else instead_of
@@ -116,22 +135,29 @@ def command(
         vlm,
         source,
         say,
-        pictures=learned,
-        keep=kept,
+        pictures=list(learned.values()),
+        keep=list(kept.values()),
+        bundled=bundled,
         method=solver,
         inflections=inflections,
         **asked_of_captions(prompt, prefix, max_new_tokens),
     )
     made.save(out)
-    recipe = made.recipe
+    changed, of = made.kept_changed or (0, 0)
     if not made.converged:
         output.note("Not every token that is wanted became likely enough: try it with 'mmn apply' before you use it.")
+    if changed > MANY * of:
+        output.note(
+            f"{changed} of {of} captions that must stay would change: try another --method, or give more pictures with "
+            "--keep."
+        )
     output.result(
         f"{out}: {made}",
         event="done",
         edit=str(out),
         converged=made.converged,
         neurons=len(made.neurons),
-        wanted=recipe["wanted"],
-        kept=recipe["kept captions"],
+        wanted=made.recipe["wanted"],
+        kept=of,
+        changed=changed,
     )

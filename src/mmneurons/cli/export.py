@@ -37,6 +37,7 @@ def command(
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", help="A folder for the whole model with the edit in its weights.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Although the edit is of another model.")] = False,
     dtype: Dtype = None,
     device_map: DeviceMap = None,
     revision: Revision = None,
@@ -56,8 +57,8 @@ def command(
     own = Edit.load(edit)
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     if peft is not None:
-        own.to_peft(peft, vlm)
+        own.to_peft(peft, vlm, force)
         output.result(f"{peft}: an adapter of peft", event="peft", folder=str(peft))
     if checkpoint is not None:
-        own.merge(vlm, checkpoint)
+        own.merge(vlm, checkpoint, force)
         output.result(f"{checkpoint}: a checkpoint", event="checkpoint", folder=str(checkpoint))

@@ -31,22 +31,27 @@ app = typer.Typer(
 )
 
 
-def _stoppable(command: Callable[..., None]) -> Callable[..., None]:
-    """Say that a command was stopped by hand; what calls it would end without a word."""
+WRITES_NOTHING = {edit: "No edit was written.", apply: "Nothing was changed."}
+"""What is left by commands that write a file when they are done, or none."""
+
+
+def _stoppable(command: Callable[..., None], left: str) -> Callable[..., None]:
+    """Say that a command was stopped by hand, and what is left; what calls it would end without a word."""
 
     @functools.wraps(command)
     def run(**options: object) -> None:
         try:
             command(**options)
         except KeyboardInterrupt:
-            Output(bool(options.get("as_json"))).stopped()
+            Output(bool(options.get("as_json"))).stopped(left)
             raise typer.Exit(INTERRUPTED) from None
 
     return run
 
 
 for module in (demo, find, show, report, measure, edit, apply, export, doctor, models, convert):
-    app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(_stoppable(module.command))
+    stoppable = _stoppable(module.command, WRITES_NOTHING.get(module, "What was written stays."))
+    app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(stoppable)
 
 
 workflows = typer.Typer(

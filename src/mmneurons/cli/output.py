@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from mmneurons.cli.hints import for_shell
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -42,20 +44,31 @@ class Output:
         if not self.quiet and not self.as_json:
             _console().print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def stopped(self) -> None:
-        """That somebody stopped it."""
+    def skipped(self, picture: str, error: Exception) -> None:
+        """That a picture was left out, and why."""
+        text = for_shell(str(error))
+        if self.as_json:
+            about = {"picture": picture, "error": type(error).__name__, "message": text}
+            print(json.dumps({"event": "skipped", **about}, ensure_ascii=False), flush=True)
+        else:
+            self.note(f"left out: {text.splitlines()[0]}")
+
+    def stopped(self, left: str = "What was written stays.") -> None:
+        """That somebody stopped it, and what is left."""
         if self.as_json:
             print(json.dumps({"event": "stopped"}), flush=True)
         else:
-            _console().print("Stopped. What was written stays.")
+            _console().print(f"Stopped. {left}")
 
     def error(self, error: Exception) -> None:
         """What went wrong and what to do."""
         if self.as_json:
-            fields = {"event": "error", "error": type(error).__name__, "message": str(error)}
+            fields = {"event": "error", "error": type(error).__name__, "message": for_shell(str(error))}
             print(json.dumps(fields, ensure_ascii=False), flush=True)
         else:
-            _console().print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            _console().print(
+                f"error: {for_shell(str(error))}", style="red", markup=False, highlight=False, soft_wrap=True
+            )
 
     @contextmanager
     def progress(self) -> Iterator[Callable[[Progress], None]]:

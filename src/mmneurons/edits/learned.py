@@ -59,9 +59,9 @@ class Learned:
     finder: str = "contribution"
     skip_last: int = 0
     steps: int = 50
-    rate: float = 0.1
+    rate: float = 0.01
     earlier: float = 1.0
-    keep: float = 1.0
+    keep: float = 20.0
     repeat: float = 0.1
     size: float = 0.001
     kept_at_once: int = 8

@@ -19,6 +19,7 @@ __all__ = [
     "PROMPT",
     "Request",
     "check_inputs",
+    "check_sides",
     "collate",
     "continuation",
     "make_inputs",
@@ -84,6 +85,19 @@ def prefix_of(vlm: VLM, prefix: str) -> str:
     return "" if vlm.is_encoder_decoder else prefix
 
 
+def check_sides(picture: Image.Image, name: str = "The picture") -> None:
+    """Refuse a picture of a shape that processors make gigabytes of.
+
+    Raises:
+        PictureError: it is too long and thin.
+    """
+    if max(picture.size) > LONGEST * min(picture.size):
+        raise PictureError(
+            f"{name} is too long and thin: {picture.width} × {picture.height} pixels, and one side may be at most "
+            f"{LONGEST} times the other. Crop it."
+        )
+
+
 def make_inputs(vlm: VLM, picture: Image.Image, prompt: str = PROMPT, prefix: str = PREFIX) -> Request:
     """Prepare one picture.
 
@@ -91,11 +105,7 @@ def make_inputs(vlm: VLM, picture: Image.Image, prompt: str = PROMPT, prefix: st
         RecordingError: the model has no processor, or its processor cannot be asked about a picture.
         PictureError: the picture is too long and thin.
     """
-    if max(picture.size) > LONGEST * min(picture.size):
-        raise PictureError(
-            f"The picture is too long and thin: {picture.width} × {picture.height} pixels, and one side may be at most "
-            f"{LONGEST} times the other. Crop it."
-        )
+    check_sides(picture)
     text = write_prompt(vlm, prompt, prefix)
     processor = _processor(vlm)
     options: dict = {"return_tensors": "pt"}
