@@ -16,11 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mmneurons as mmn
-from mmneurons.edits.edit import Edit
 from mmneurons.edits.methods import make_method
-from mmneurons.edits.solution import converged
-from mmneurons.edits.stack import base_fingerprint
-from mmneurons.edits.task import Swap, make_task, says
+from mmneurons.edits.task import says
 from mmneurons.measures.edit_outcome import Pool
 from zoo.scenes import Scene, Vocabulary, make_scene
 from zoo.sprites import HELD_OUT, TRAINED, load, read_concepts
@@ -174,7 +171,6 @@ def main() -> None:
     for style, count in (("", OTHERS), ("unseen", OTHERS_STRANGE)):
         own = scenes.drawn("others", range(count), style)
         pools[style], shown[style] = Pool(vlm, scenes.captioned(own)), [sorted(scene.names) for scene in own]
-    fingerprint = base_fingerprint(vlm)
     of_word: dict[str, dict[str, list[tuple[mmn.Recording, frozenset[str]]]]] = {}
     for job in jobs(names, options.development):
         if job.key in done or (options.kinds and job.kind not in options.kinds):
@@ -190,11 +186,10 @@ def main() -> None:
             continue
         began = time.perf_counter()
         keep = [one for one in kept if not says(one, job.source)]
-        task = make_task(vlm, Swap(job.source, job.to), [(one, None) for one, _ in own["learned"]], keep)
-        solution = make_method(job.method, job.options)(task)
+        method = make_method(job.method, job.options)
+        learned = [one for one, _ in own["learned"]]
+        edit = mmn.edit(vlm, job.source, job.to, pictures=learned, keep=keep, bundled=False, method=method)
         seconds = time.perf_counter() - began
-        recipe = {"source": job.source, "to": job.to, "method": job.method}
-        edit = Edit(solution.deltas, recipe, {"fingerprint": fingerprint}, banned=solution.banned)
         found = {name: Pool(vlm, [one for one, _ in part]).outcomes(edit) for name, part in own.items()}
         found |= {f"others {style}".strip(): pools[style].outcomes(edit) for style in pools}
         there = {name: [sorted(names) for _, names in part] for name, part in own.items()}
@@ -202,11 +197,11 @@ def main() -> None:
         entry = {
             "key": job.key,
             **asdict(job),
-            "options": dict(solution.options),
+            "options": edit.recipe["options"],
             "seconds": seconds,
             "learned from": len(own["learned"]),
-            "wanted": len(task.wants),
-            "converged": converged(task, solution),
+            "wanted": edit.recipe["wanted"],
+            "converged": edit.converged,
             "outcomes": {name: [asdict(one) for one in part] for name, part in found.items()},
             "shown": there,
         }

@@ -46,6 +46,14 @@ def test_a_word_is_not_said_any_more(demo, pictures, recordings):
     assert edit.converged
 
 
+def test_a_word_is_not_said_a_little_later_instead(demo, recordings):
+    zebra = next(picture.path for picture in mmn.demo.pictures() if picture.path.name == "lion-zebra.jpg")
+    keep = [one for one in recordings if not says(one, "zebra")]
+    edit = mmn.edit(demo, "zebra", None, pictures=zebra, keep=keep, bundled=False)
+    with edit.on(demo):
+        assert "zebra" not in mmn.caption(demo, zebra)
+
+
 def test_the_same_from_a_finding(demo, pictures, recordings):
     place = next(k for k, one in enumerate(recordings) if says(one, "dog"))
     found = mmn.find(demo, pictures[place])

@@ -18,6 +18,7 @@ from mmneurons.edits.kept import changed_captions
 from mmneurons.edits.methods import Method, make_method, name_of
 from mmneurons.edits.solution import converged
 from mmneurons.edits.stack import active, base_fingerprint
+from mmneurons.edits.still import said_still
 from mmneurons.edits.task import Swap, check_kept, check_words, described, make_task, says
 from mmneurons.errors import EditError, PictureError
 from mmneurons.finding import WordFinding
@@ -31,6 +32,9 @@ from mmneurons.vlm.recording import Recording
 from mmneurons.words import Word, stands_in
 
 __all__ = ["edit"]
+
+AGAIN = 2
+"""How often captions that say a word still are learned from, too, where it is not to be said at all."""
 
 
 def edit(
@@ -109,18 +113,27 @@ def edit(
     check_kept(others, swap.source)
     if bundled:
         others += [one for one in recorded([NAME]) if not says(one, swap.source)]
-    task = make_task(vlm, swap, examples, list({_told(one): one for one in others}.values()))
+    kept = list({_told(one): one for one in others}.values())
+    task = make_task(vlm, swap, examples, kept)
     solution = solver(task)
+    about = {"name": vlm.name, "class": type(vlm.model).__name__, "fingerprint": base_fingerprint(vlm)}
+    first = [recording for recording, _ in examples]
+    for _ in range(AGAIN if to is None and solution.deltas else 0):
+        more = said_still(vlm, Edit(solution.deltas, {}, about), swap.source, first, max_new_tokens)
+        if not more:
+            break
+        examples += [(recording, None) for recording in more]
+        task = make_task(vlm, swap, examples, kept)
+        solution = solver(task)
     recipe = {
         **described(task),
         "method": name_of(solver),
         "options": dict(solution.options),
         "prompt": prompt,
         "prefix": prefix,
-        "captions": [recording.caption for recording, _ in examples],
+        "captions": [recording.caption for recording in first],
         "versions": {name: version(name) for name in ("mmneurons", "torch", "transformers")},
     }
-    about = {"name": vlm.name, "class": type(vlm.model).__name__, "fingerprint": base_fingerprint(vlm)}
     measured = {KEPT: asdict(changed_captions(task, solution))}
     return Edit(solution.deltas, recipe, about, measured, converged(task, solution), solution.banned)
 

@@ -265,7 +265,9 @@ def _first_tokens(vlm: VLM, swap: Swap) -> frozenset[int]:
 
 def _before(recording: Recording, step: int, spelled: frozenset[int]) -> Kept:
     ids = recording.token_ids.tolist()
-    return Kept(recording, tuple(k for k in range(step) if ids[k] not in spelled), own=True)
+    # where the model would say the word and was kept from it, nothing must stay
+    now = recording.logits[:step].argmax(-1).tolist()
+    return Kept(recording, tuple(k for k in range(step) if not spelled & {ids[k], now[k]}), own=True)
 
 
 def _wants(

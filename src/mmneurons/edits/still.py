@@ -1,0 +1,38 @@
+"""Captions that say a word still, with the edit in force that was to keep them from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmneurons.edits.edit import Edit
+from mmneurons.edits.stack import applied
+from mmneurons.edits.task import ids_of, says
+from mmneurons.recordings import BATCH_SIZE, read
+from mmneurons.vlm.model import VLM
+from mmneurons.vlm.recording import Keep, Recording, record_forced, record_generation
+
+__all__ = ["said_still"]
+
+_LEAN = Keep(image_budget=0)
+
+
+def said_still(vlm: VLM, edit: Edit, word: str, asked: Sequence[Recording], max_new_tokens: int) -> list[Recording]:
+    """Ask again with an edit in force; what says the word still is recorded as the unedited model reads it.
+
+    A word that is not said where it was learned from may be said a little later instead: "a lion and a zebra" for "a
+    zebra". That is a caption that the unedited model did not say, so nothing could be learned from it before.
+
+    Args:
+        vlm: the model, without edits in force.
+        edit: of it.
+        word: that is not to be said.
+        asked: captions that said it, of the unedited model.
+        max_new_tokens: where captions are cut.
+    """
+    made: list[Recording] = []
+    with applied(vlm, edit):
+        for start in range(0, len(asked), BATCH_SIZE):
+            requests = [one.request for one in asked[start : start + BATCH_SIZE]]
+            made += record_generation(vlm, requests, max_new_tokens, keep=_LEAN)
+    still = [one for one in (read(vlm, own) for own in made) if says(one, word)]
+    return [read(vlm, record_forced(vlm, one.request, ids_of(one), _LEAN)) for one in still]
