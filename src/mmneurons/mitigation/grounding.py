@@ -15,7 +15,8 @@ How easily the general word is lifted is one number. It is chosen by cross-valid
 from: as far as recall may fall, and no further.
 
 Approximations: norms behind the block are frozen at their statistics without the edit, and what they let through at one
-step stands for all, but for its size r_s. So what the edit does is measured by captions, not taken from here.
+step stands for all, but for its size r_s; the direction that lifts the general word is taken to move no other token; a
+soft-cap of the head is left out. So what the edit does is measured by captions, not taken from here.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Unpack
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -221,7 +221,8 @@ def learn(
         "versions": {name: version(name) for name in ("mmneurons", "torch", "transformers")},
     }
     about = {"name": vlm.name, "class": type(vlm.model).__name__, "fingerprint": base_fingerprint(vlm)}
-    return Edit((_delta(vlm, found.vectors(written)),), recipe, about)
+    active = steps.activations.abs().amax(0) > 0
+    return Edit((_delta(vlm, found.vectors(written), active),), recipe, about)
 
 
 def _token(vlm: VLM, word: str) -> int:
@@ -264,7 +265,7 @@ def _laid_out(
     lift = torch.linalg.solve(spread.double(), seen[-1].double()).float()
     logits = torch.cat([head.normalize(part) @ rows.T for part in streams.split(512)])
     if head.bias is not None:
-        logits += head.bias.float().cpu()[torch.cat([tokens, torch.tensor([word])])]
+        logits += head.scale * head.bias.float().cpu()[torch.cat([tokens, torch.tensor([word])])]
     place = {token: index for index, token in enumerate(tokens.tolist())}
     wanted = torch.zeros(len(lesson.steps), len(tokens), dtype=torch.bool)
     right = wanted.clone()
@@ -300,12 +301,13 @@ def _carried(
     return back.at(vlm.anatomy.blocks[-1].sites[0].path).float()
 
 
-def _delta(vlm: VLM, vectors: Float[Tensor, "width hidden"]) -> Delta:
-    """The vectors as few directions as hold nearly all of their squared size."""
+def _delta(vlm: VLM, vectors: Float[Tensor, "width hidden"], active: Bool[Tensor, "width"]) -> Delta:
+    """The vectors of columns that are ever active, as few directions as hold nearly all of their squared size."""
+    columns = active.nonzero().flatten()
+    vectors = vectors[columns]
     left, sizes, right = torch.linalg.svd(vectors.double(), full_matrices=False)
     kept = sizes.square().cumsum(0) / sizes.square().sum()
     rank = min(RANK, int((kept < ENERGY).sum()) + 1)
-    columns = torch.arange(len(vectors))
     return Delta(
         len(vlm.anatomy.blocks) - 1, columns, (left[:, :rank] * sizes[:rank]).float(), right[:rank].float().contiguous()
     )
