@@ -6,7 +6,7 @@ import torch
 from mmneurons.mitigation.grounding import Settings, Steps, Written, ground
 
 KINDS = ("wrong", "right", "nothing", "unsure")
-"""Token 0 is said for 1; token 2 is said and is there; token 3 is said and names nothing; 0 or 2 is said for nothing."""
+"""Token 0 is said for 1; token 2 is said and is there; token 3 is said and names nothing; 0 is said for nothing."""
 
 
 @pytest.fixture

@@ -221,8 +221,8 @@ def learn(
         "versions": {name: version(name) for name in ("mmneurons", "torch", "transformers")},
     }
     about = {"name": vlm.name, "class": type(vlm.model).__name__, "fingerprint": base_fingerprint(vlm)}
-    active = steps.activations.abs().amax(0) > 0
-    return Edit((_delta(vlm, found.vectors(written), active),), recipe, about)
+    used = steps.activations.abs().amax(0) > 0
+    return Edit((_delta(vlm, found.vectors(written), used),), recipe, about)
 
 
 def _token(vlm: VLM, word: str) -> int:
@@ -301,9 +301,9 @@ def _carried(
     return back.at(vlm.anatomy.blocks[-1].sites[0].path).float()
 
 
-def _delta(vlm: VLM, vectors: Float[Tensor, "width hidden"], active: Bool[Tensor, "width"]) -> Delta:
+def _delta(vlm: VLM, vectors: Float[Tensor, "width hidden"], used: Bool[Tensor, "width"]) -> Delta:
     """The vectors of columns that are ever active, as few directions as hold nearly all of their squared size."""
-    columns = active.nonzero().flatten()
+    columns = used.nonzero().flatten()
     vectors = vectors[columns]
     left, sizes, right = torch.linalg.svd(vectors.double(), full_matrices=False)
     kept = sizes.square().cumsum(0) / sizes.square().sum()
