@@ -8,6 +8,7 @@ other words: choices are made on those.
 """
 
 import argparse
+import csv
 import json
 import random
 import time
@@ -158,6 +159,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder with the drawings, see zoo/README.md")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--development", action="store_true")
+    parser.add_argument("--table", type=Path, help="edits.csv of zoo.editing_tables: what is in it is measured already")
     parser.add_argument("--kinds", nargs="*", default=None, help="swap, suppress, margin, rival; all by default")
     options = parser.parse_args()
     vlm = mmn.load("demo")
@@ -166,6 +168,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "edits.jsonl"
     done = {json.loads(own)["key"] for own in path.read_text().splitlines()} if path.exists() else set()
+    if options.table is not None:
+        with options.table.open(newline="") as file:
+            for row in csv.DictReader(file):
+                done.add(json.dumps([row["kind"], row["name"], row["source"], row["to"] or None]))
     kept = scenes.captioned(scenes.drawn("kept", range(KEPT)))
     pools, shown = {}, {}
     for style, count in (("", OTHERS), ("unseen", OTHERS_STRANGE)):

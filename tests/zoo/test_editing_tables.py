@@ -1,0 +1,65 @@
+"""The tables of the study of edits, counted by hand on three captions."""
+
+import csv
+import json
+
+from zoo.editing_tables import counted, main
+
+
+def caption(before, after, said, **more):
+    told = {"before": before, "after": after, "said": said, "said_target": False, "intruded": False}
+    return {**told, "gone": "dog" not in after, "there": "cat" in after, **more}
+
+
+ENTRY = {
+    "key": "one",
+    "kind": "swap",
+    "name": "least squares",
+    "source": "dog",
+    "to": "cat",
+    "seconds": 7.25,
+    "converged": True,
+    "outcomes": {
+        "learned": [caption("a dog", "a cat", True)],
+        "held out": [
+            caption("a dog and two balls", "a cat and two balls", True),
+            caption("a dog and a tree", "a dog and a tree", True),
+        ],
+        "unseen style": [],
+        "others": [
+            caption("a tree", "a tree", False),
+            caption("a ball", "a cat", False, intruded=True),
+            caption("a mouse", "a cat", False, intruded=True),
+            caption("a cat", "a cat", False, said_target=True),
+        ],
+        "others unseen": [],
+    },
+    "shown": {
+        "learned": [["dog"]],
+        "held out": [["dog", "ball", "house"], ["dog", "tree"]],
+        "unseen style": [],
+        "others": [["tree"], ["ball"], ["cat"], ["cat"]],
+        "others unseen": [],
+    },
+}
+
+
+def test_captions_are_counted():
+    found = counted(ENTRY)
+    assert (found["learned: met"], found["learned: said"]) == ("1", "1")
+    assert (found["held out: met"], found["held out: said"]) == ("1", "2")
+    # what says the target, or shows it, is no test of what must stay
+    assert [found[f"trained: {what}"] for what in ("unchanged", "intruded", "captions")] == ["1", "1", "2"]
+    # of ball, house and tree the ball and the tree are said
+    assert [found[f"other objects: {what}"] for what in ("there", "said before", "said after")] == ["3", "2", "2"]
+
+
+def test_the_table_grows_and_keeps_what_it_has(tmp_path, monkeypatch):
+    for name, source in (("first", "dog"), ("second", "horse"), ("third", "horse")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({**ENTRY, "source": source}) + "\n")
+        arguments = ["--edits", tmp_path / f"{name}.jsonl", "--page", tmp_path / "page"]
+        monkeypatch.setattr("sys.argv", ["tables", *map(str, arguments)])
+        main()
+    with (tmp_path / "page" / "edits.csv").open(newline="") as file:
+        assert [row["source"] for row in csv.DictReader(file)] == ["dog", "horse"]
+    assert "| least squares | 2 |" in (tmp_path / "page" / "README.md").read_text()
