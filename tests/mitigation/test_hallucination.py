@@ -9,7 +9,7 @@ from mmneurons.errors import EditError
 from mmneurons.measures.objects import vocabulary
 from mmneurons.measures.truth import Truth, truth_of_bundled
 from mmneurons.mitigation.hallucination import Shown, ground_captions, learn, read_lesson
-from mmneurons.vlm.pictures import open_picture
+from mmneurons.vlm.pictures import PictureLike, open_picture
 
 pytestmark = pytest.mark.demo
 
@@ -66,7 +66,7 @@ def test_what_is_learned_is_an_edit_of_the_last_block(demo, lesson, known, tmp_p
 
 def test_hallucinations_before_and_after(demo, shown, known):
     """By the made-up truth a dog is wrong and a cat is right, so an edit from dog to cat mends captions."""
-    paths = [picture.path for picture in mmn.demo.pictures()[:10]]
+    paths: list[PictureLike] = [picture.path for picture in mmn.demo.pictures()[:10]]
     edit = mmn.edit(demo, "dog", "cat", pictures=paths, bundled=False)
     found = ground_captions(demo, edit, shown, known, at_least=0.5, recall=0.02)
     before = mmn.caption(demo, paths)

@@ -13,6 +13,7 @@ from mmneurons.mitigation.proof import too_much
 from mmneurons.mitigation.survey import survey
 from mmneurons.mitigation.wishes import Wish
 from mmneurons.mitigation.words import mitigate_words
+from mmneurons.vlm.pictures import PictureLike, open_picture
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,7 @@ def test_locality_that_could_not_be_measured_is_refused():
 @pytest.mark.demo
 def test_a_word_that_no_caption_says(demo):
     named = [(picture.path.name, picture.path) for picture in mmn.demo.pictures()[:2]]
-    found = survey(demo, [(name, mmn.vlm.pictures.open_picture(path)) for name, path in named], [Wish("submarine")])
+    found = survey(demo, [(name, open_picture(path)) for name, path in named], [Wish("submarine")])
     with pytest.raises(EditError, match="No caption of these 2 pictures says 'submarine'"):
         mitigate_words(demo, found)
 
@@ -59,7 +60,7 @@ def test_words_are_gone_and_the_summary_says_how_well(tmp_path):
     assert said["submarine"] == 0
     edit = mmn.Edit.load(tmp_path / "out" / "edit.safetensors")
     vlm = mmn.load("demo")
-    paths = [picture.path for picture in mmn.demo.pictures()]
+    paths: list[PictureLike] = [picture.path for picture in mmn.demo.pictures()]
     before = dict(zip((path.name for path in paths), mmn.caption(vlm, paths), strict=True))
     with edit.on(vlm):
         after = dict(zip((path.name for path in paths), mmn.caption(vlm, paths), strict=True))

@@ -57,8 +57,11 @@ for module in (demo, find, show, report, measure, edit, apply, export, doctor, m
 workflows = typer.Typer(
     help="Have a model not say something any more, with the proof.", no_args_is_help=True, rich_markup_mode="markdown"
 )
-workflows.command("words", epilog=mitigate.WORDS_EXAMPLES)(_stoppable(mitigate.words))
-workflows.command("hallucination", epilog=mitigate.HALLUCINATION_EXAMPLES)(_stoppable(mitigate.hallucination))
+for workflow, examples in (
+    (mitigate.words, mitigate.WORDS_EXAMPLES),
+    (mitigate.hallucination, mitigate.HALLUCINATION_EXAMPLES),
+):
+    workflows.command(workflow.__name__, epilog=examples)(_stoppable(workflow, "Nothing was written."))
 app.add_typer(workflows, name="mitigate")
 
 
