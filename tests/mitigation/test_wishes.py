@@ -29,6 +29,7 @@ def test_words_and_what_is_said_instead(tmp_path):
         ("dog ->", "Line 1 .* is no wish"),
         ("cat\n-> dog", "Line 2 .* is no wish"),
         ("dog -> cat -> cow", "is no wish"),
+        ("dog -> dogs", "'dogs' is 'dog' itself"),
         ("dog\ndogs", "'dogs', or a form of it, is listed twice"),
         ("dog -> cat\ncat", "'cat' is to be said instead of 'dog', and is not to be said itself"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +42,8 @@ __all__ = [
     "load_model",
     "named_options",
     "pictures_of",
+    "shown_path",
+    "typed",
 ]
 
 INTERRUPTED = 130
@@ -215,3 +218,16 @@ def pictures_of(
     if not pictures and wrong is not None:
         raise wrong
     return pictures
+
+
+def typed(arguments: Sequence[str]) -> str:
+    """The command, to be typed again."""
+    return " ".join(["mmn", *(shown_path(one) if Path(one).is_absolute() else shlex.quote(one) for one in arguments)])
+
+
+def shown_path(path: str) -> str:
+    """A path as it is typed; a shell has made those of one's own home absolute, which are nobody else's business."""
+    for folder, short in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if Path(path).is_relative_to(folder):
+            return short + shlex.quote(str(Path(path).relative_to(folder)))
+    return shlex.quote(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,8 @@ from mmneurons.cli.common import (
     VisionTower,
     asked_of_captions,
     load_model,
+    shown_path,
+    typed,
 )
 from mmneurons.cli.measure_edit import EditRequest, Edits, HopFile, Learned, Rivals, check_edit_options, measure_edits
 from mmneurons.cli.output import Output
@@ -215,7 +216,7 @@ def command(
         text = f"Stopped. {count_of(done, 'picture')} {'is' if done == 1 else 'are'} done; the same command goes on."
         output.result(text, event="stopped", folder=str(out), done=done)
         raise typer.Exit(INTERRUPTED) from None
-    page = write_page(measured, plan, truths, known, command=_typed(sys.argv[1:]), truth_files=[*map(_shown, files)])
+    page = write_page(measured, plan, truths, known, command=typed(sys.argv[1:]), truth_files=[*map(shown_path, files)])
     if missing := never_said(measured):
         output.note(f"No caption says {', '.join(map(repr, missing))}.")
     counted = f"{count_of(last[-1].words, 'word')} of {count_of(last[-1].done, 'picture')}"
@@ -290,19 +291,6 @@ def _of_run(said: _Asked) -> _Asked:
         seed=options.get("seed") if said.seed is None else said.seed,
         captions={name: options[name] for name in ("prompt", "prefix", "max_new_tokens") if name in options},
     )
-
-
-def _typed(arguments: Sequence[str]) -> str:
-    """The command, to be typed again."""
-    return " ".join(["mmn", *(_shown(one) if Path(one).is_absolute() else shlex.quote(one) for one in arguments)])
-
-
-def _shown(path: str) -> str:
-    """A path as it is typed; a shell has made those of one's own home absolute, which are nobody else's business."""
-    for folder, short in ((Path.cwd(), ""), (Path.home(), "~/")):
-        if Path(path).is_relative_to(folder):
-            return short + shlex.quote(str(Path(path).relative_to(folder)))
-    return shlex.quote(path)
 
 
 def truths_of(files: Sequence[str]) -> dict[str, Truth] | None:

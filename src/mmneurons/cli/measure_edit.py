@@ -117,6 +117,7 @@ def measure_edits(
     """Measure edits, and write the folder."""
     from mmneurons.edits.edit import Edit
     from mmneurons.engines.proving import Tried, prove, read_pictures
+    from mmneurons.errors import EditError
     from mmneurons.measures.hops import read_hops
     from mmneurons.nouns import nouns
     from mmneurons.reports.proof import check_proof_folder, write_proof
@@ -125,6 +126,12 @@ def measure_edits(
     if known is not None:
         nouns("a dog")  # where there is no pipeline, that shows now
     edits = [Edit.load(path) for path in asked.edits]
+    for path, edit in zip(asked.edits, edits, strict=True):
+        if not isinstance(edit.recipe.get("source"), str):
+            raise EditError(
+                f"{str(path)!r} changes no single word, and mmn measure --edit judges by one. What it does stands in "
+                "the README.md beside it; mmn apply shows it on other pictures."
+            )
     check_proof_folder(out, edits)
     tried = Tried(
         pictures=read_pictures(

@@ -30,6 +30,7 @@ from mmneurons.cli.common import (
     asked_of_captions,
     load_model,
     named_options,
+    typed,
 )
 from mmneurons.cli.output import Output
 
@@ -106,12 +107,13 @@ def words(
     """Have listed words not said: learn an edit of each, prove them together, and write them down."""
     from mmneurons.edits.methods import make_method
     from mmneurons.edits.task import check_words
-    from mmneurons.errors import EditError
+    from mmneurons.errors import EditError, OptionError
     from mmneurons.mitigation.survey import survey
     from mmneurons.mitigation.wishes import read_wishes
     from mmneurons.mitigation.words import mitigate_words
     from mmneurons.options import check_share
     from mmneurons.reports.mitigation import check_folder, survey_lines, write_mitigation
+    from mmneurons.reports.texts import count_of
     from mmneurons.sources import gather
 
     output = Output(as_json, quiet)
@@ -119,6 +121,8 @@ def words(
     wishes = read_wishes(listed)
     options = named_options("--option", option or [])
     make_method(method, options)
+    if peft and method == "ban":
+        raise OptionError("--peft cannot hold a ban: it changes no weights. Leave one of them out.")
     if not dry_run:
         check_folder(out)
     items = gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
@@ -143,16 +147,16 @@ def words(
     for line in lines:
         output.note(line)
     made = mitigate_words(vlm, found, at_least, method, options, output.note, **how)
-    command = " ".join(["mmn", *sys.argv[1:]])
+    command = typed(sys.argv[1:])
     written = write_mitigation(out, vlm, found, made, command, at_least, peft)
     refusal = made.proof.refusal
     if refusal:
         raise EditError(
-            f"Refused, and no edit was written: {refusal} {str(written.summary)!r} shows what changed. Leave words "
-            "out, give more pictures, try --option margin=6, or lower --at-least if you can live with it."
+            f"Refused, and no edit was written: {refusal} {str(written.summary)!r} shows what changed. Give more "
+            "pictures, leave words out, or, where too much changes, lower --at-least if you can live with it."
         )
     output.result(
-        f"{written.summary}: {len(made.edits)} edits, {written.edit}",
+        f"{written.summary}: {count_of(len(made.edits), 'edit')}, {written.edit}",
         event="done",
         summary=str(written.summary),
         edit=str(written.edit),
@@ -164,16 +168,22 @@ def words(
 def _opened(items: Sequence[Item], output: Output) -> Iterator[Named]:
     """Pictures as they are needed; what cannot be read is passed over, and said."""
     from mmneurons.errors import PictureError
+    from mmneurons.sources import image_id
     from mmneurons.vlm.pictures import decode_picture
 
-    read = 0
+    met: set[str] = set()
     for item in items:
         try:
-            yield item.source, decode_picture(item.read(), item.source)
-            read += 1
+            data = item.read()
+            picture = decode_picture(data, item.source)
         except PictureError as error:
-            output.note(f"Passed over: {error}")
-    if not read:
+            output.skipped(item.source, error)
+            continue
+        # a copy must not be learned from and measured on
+        if (own := image_id(data)) not in met:
+            met.add(own)
+            yield item.source, picture
+    if not met:
         raise PictureError("None of these pictures can be read. Name others.")
 
 
@@ -234,6 +244,7 @@ def hallucination(
     from mmneurons.options import check_share
     from mmneurons.reports.grounding import lesson_lines, write_grounding
     from mmneurons.reports.mitigation import check_folder
+    from mmneurons.reports.texts import count_of
     from mmneurons.sources import gather
 
     output = Output(as_json, quiet)
@@ -243,6 +254,8 @@ def hallucination(
     known = vocabulary_of(truths, aliases, wordnet)
     if truths is None or known is None:
         raise OptionError("The truth names no object. Pass --truth with the objects of these pictures.")
+    if general.lower() != "none" and known.of_word(general):
+        raise OptionError(f"--general {general} is itself one of the objects. Choose a word that may be said of all.")
     nouns("a dog")  # where there is no pipeline, that shows now
     if not dry_run:
         check_folder(out)
@@ -250,7 +263,10 @@ def hallucination(
     pictures = _with_truth(items, truths, output)
     learned, held = pictures[0::2], pictures[1::2]
     if not held:
-        raise OptionError("There is one picture with a truth. Give more: half of them are learned from.")
+        raise OptionError(
+            f"{count_of(len(pictures), 'picture')} can be read and have a truth. Give two or more: half of them are "
+            "learned from."
+        )
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     output.note(repr(vlm))
     how = asked_of_captions(prompt, prefix, max_new_tokens)
@@ -274,11 +290,11 @@ def hallucination(
     proof = ground_captions(
         vlm, edit, held, known, at_least, recall, lambda done: tell("measured on", len(held), done), **how
     )
-    written = write_grounding(out, vlm, edit, lesson, proof, " ".join(["mmn", *sys.argv[1:]]), peft)
+    written = write_grounding(out, vlm, edit, lesson, proof, typed(sys.argv[1:]), peft)
     if proof.refusal:
         raise EditError(
             f"Refused, and no edit was written: {proof.refusal} {str(written.summary)!r} shows what changed. Give more "
-            "pictures to learn from, or lower --at-least or raise --recall if you can live with it."
+            "pictures, or, where too much changes, lower --at-least or raise --recall if you can live with it."
         )
     output.result(
         f"{written.summary}: CHAIRi {proof['CHAIRi before'].estimate.value:.3f} → "
@@ -296,22 +312,31 @@ def _with_truth(items: Sequence[Item], truths: Mapping[str, Truth], output: Outp
     from mmneurons.errors import PictureError
     from mmneurons.measures.truth import matched
     from mmneurons.mitigation.hallucination import Shown
+    from mmneurons.reports.texts import count_of
+    from mmneurons.sources import image_id
     from mmneurons.vlm.pictures import decode_picture
 
     found = matched(truths, [item.source for item in items])
-    shown = []
+    shown: list[Shown] = []
+    met: set[str] = set()
     for item in items:
         own = found.get(Path(item.source).name)
         if own is None:
             continue
         try:
-            decode_picture(item.read(), item.source)
+            data = item.read()
+            decode_picture(data, item.source)
         except PictureError as error:
-            output.note(f"Passed over: {error}")
+            output.skipped(item.source, error)
             continue
-        shown.append(Shown(item.source, _opener(item), own))
+        if (picture := image_id(data)) not in met:
+            met.add(picture)
+            shown.append(Shown(item.source, _opener(item), own))
     if len(shown) < len(items):
-        output.note(f"{len(shown)} of {len(items)} pictures can be read and have a truth; the others are left out.")
+        output.note(
+            f"{len(shown)} of {count_of(len(items), 'picture')} can be read, have a truth, and are no copy of another; "
+            "the rest is left out."
+        )
     return shown
 
 

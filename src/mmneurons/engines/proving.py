@@ -213,6 +213,7 @@ def _learned(vlm: VLM, edit: Edit, method: str, tried: Tried, kept: Sequence[Rec
         swap.to,
         pictures=[one.image for one in tried.learned],
         keep=kept,
+        bundled=False,
         method=method,
         inflections=swap.inflections,
         **_how(tried),
@@ -244,7 +245,7 @@ class _Trial:
         ]
         self._rephrased = self._pool("rephrased", concerned, swaps, OTHER_PROMPTS)
         self._texts = self._asked_without_pictures()
-        named = {Path(one.name).name: one.image for one in (*pictures, *tried.learned)}
+        named = {Path(one.name).name: one.image for one in (*tried.learned, *pictures)}
         self._hops = ask_hops(vlm, named, tried.hops, _TEXT_TOKENS) if tried.hops else None
         if self._hops is not None:
             self._labels["hops"] = [(hop.file, hop.prompt) for hop in tried.hops]

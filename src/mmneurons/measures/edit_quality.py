@@ -28,8 +28,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from mmneurons.edits.edit import Edit
 from mmneurons.edits.task import Swap
 from mmneurons.errors import OptionError
@@ -76,14 +74,7 @@ class Quality:
 
     def as_json(self) -> dict[str, object]:
         """The figures, to be kept with the edit."""
-        return {
-            one.name: {
-                "value": _plain(one.estimate.value),
-                "interval": [_plain(one.estimate.low), _plain(one.estimate.high)],
-                "captions": one.captions,
-            }
-            for one in self.figures
-        }
+        return {one.name: one.as_json() for one in self.figures}
 
 
 def edit_quality(
@@ -264,7 +255,3 @@ def _without(text: str, word: str) -> list[str]:
         for token in text.split()
         if (plain := token.strip(".,!?").lower()) not in own and plain.removesuffix("s") not in own
     ]
-
-
-def _plain(value: float) -> float | None:
-    return None if np.isnan(value) else round(float(value), 6)

@@ -33,6 +33,15 @@ class Figure:
     estimate: Estimate
     captions: int
 
+    def as_json(self) -> dict[str, object]:
+        """The figure, as JSON has it: what is not a number is null."""
+        own = self.estimate
+        return {
+            "value": _plain(own.value),
+            "interval": [_plain(own.low), _plain(own.high)],
+            "captions": self.captions,
+        }
+
 
 def share(name: str, hits: Sequence[bool], pictures: Sequence[object] | None = None) -> Figure:
     """A share with its score interval.
@@ -95,3 +104,7 @@ def _three(name: str, drawn: Resampled, before: int, after: int, count: int) -> 
         Figure(f"{name} after", drawn.estimate(after), count),
         Figure(f"{name} added", drawn.difference(after, before), count),
     ]
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else round(float(value), 6)

@@ -50,7 +50,7 @@ class Hops:
 
     Attributes:
         asked: the questions.
-        pool: the unedited model's answers, likewise.
+        pool: the unedited model's answers, in the order of the questions.
     """
 
     asked: tuple[Hop, ...]

@@ -135,7 +135,7 @@ def ground(steps: Steps, written: Written, settings: Settings | None = None) -> 
     return Grounding(correction / scale[:, None], (doubt + eased * _naming(steps, settings, scale)) / scale, eased)
 
 
-EASED = torch.arange(-3.0, 3.01, 0.25)
+_EASED = tuple(step / 4 for step in range(-12, 13))
 """How easily the general word may be lifted, in logits."""
 
 
@@ -159,7 +159,9 @@ def _corrected(
         after = (own.logits + own.reach[:, None] * (features @ correction @ written.tokens.T)).log_softmax(-1)
         likelihood = after.masked_fill(~own.wanted, -1e9).logsumexp(-1)
         weight = torch.where(own.mention, 1.0, settings.others)
-        loss = -(weight * likelihood).sum() / own.mention.sum() + settings.decay * correction.square().sum()
+        loss = (
+            -(weight * likelihood).sum() / own.mention.sum().clamp_min(1) + settings.decay * correction.square().sum()
+        )
         loss.backward()
         adam.step()
     return correction.detach()
@@ -188,7 +190,7 @@ def _naming(steps: Steps, settings: Settings, scale: Float[Tensor, "width"]) -> 
     return _ridge(features, steps.mention.float(), settings.ridge)
 
 
-DOUBTED = 60
+_DOUBTED = 60
 """Steps of Adam for the doubt."""
 
 _BEHIND = 3.0
@@ -210,11 +212,11 @@ def _doubt(
     wrong = ~steps.right[torch.arange(len(steps)), best.indices] & steps.mention
     doubt = guess.clone().requires_grad_()
     adam = torch.optim.Adam([doubt], lr=2e-3)
-    for _ in range(DOUBTED):
+    for _ in range(_DOUBTED):
         adam.zero_grad()
         lead = steps.general + features @ doubt - best.values
         missed = binary_cross_entropy_with_logits(lead / 2, wrong.float(), reduction="none")
-        loss = missed.sum() / steps.mention.sum() + settings.stay * (doubt - guess).square().sum()
+        loss = missed.sum() / steps.mention.sum().clamp_min(1) + settings.stay * (doubt - guess).square().sum()
         loss.backward()
         adam.step()
     return doubt.detach()
@@ -223,11 +225,13 @@ def _doubt(
 def _eased(steps: Steps, written: Written, settings: Settings) -> float:
     """How easily the general word may be lifted so that recall falls by no more than it may, by cross-validation."""
     assert settings.recall is not None
-    gained = torch.zeros(len(EASED))
+    gained = torch.zeros(len(_EASED))
     there = 0
     for fold in range(settings.folds):
         out = steps.caption % settings.folds == fold
         learned, held = steps[~out], steps[out]
+        if not len(learned) or not len(held):
+            continue
         scale = _scale(learned)
         correction = _corrected(learned, written, settings, scale)
         lift = _doubt(learned, written, correction, settings, scale)
@@ -238,11 +242,11 @@ def _eased(steps: Steps, written: Written, settings: Settings) -> float:
         was = held.right[torch.arange(len(held)), held.logits.argmax(-1)]
         right = held.right[torch.arange(len(held)), best.indices]
         lead = held.general + features @ lift - best.values
-        for place, eased in enumerate(EASED.tolist()):
+        for place, eased in enumerate(_EASED):
             now = right & (lead + eased * (features @ naming) < 0)
             gained[place] += float((now[held.mention].float() - was[held.mention].float()).sum())
         there += int(was[held.mention].sum())
     fits = gained >= -settings.recall * there
     # from the strictest on, and no further than where it first costs too much
     allowed = int(fits.long().cumprod(0).sum())
-    return float(EASED[allowed - 1]) if allowed else -float("inf")
+    return _EASED[allowed - 1] if allowed else -float("inf")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import islice
 from typing import Unpack
@@ -19,6 +19,7 @@ from mmneurons.edits.edit import Delta, Edit
 from mmneurons.edits.forms import forms_of
 from mmneurons.edits.least_squares import covariance
 from mmneurons.edits.stack import active, base_fingerprint
+from mmneurons.edits.task import Swap, check_words
 from mmneurons.errors import EditError
 from mmneurons.measures.figures import Figure, changed, share
 from mmneurons.measures.hallucination import Mentions, chair, mentions
@@ -33,6 +34,7 @@ from mmneurons.vlm.paths import carry_back
 from mmneurons.vlm.pictures import PictureLike
 from mmneurons.vlm.readout import Readout, readout
 from mmneurons.vlm.recording import Recording
+from mmneurons.words import stands_in
 
 __all__ = ["GENERAL", "Grounded", "Lesson", "Shown", "Word", "ground_captions", "learn", "read_lesson"]
 
@@ -203,10 +205,12 @@ def learn(
         )
     settings = settings or Settings()
     if general is None:
-        settings = Settings(**{**asdict(settings), "recall": None})
+        settings = replace(settings, recall=None)
     elif known.of_word(general):
         raise EditError(f"{general!r} is itself one of the objects. Choose a word that may be said of all of them.")
     tokens, spelled = _competing(vlm, lesson, known)
+    if general is not None:
+        check_words(vlm, Swap(general, None))
     word = _token(vlm, GENERAL if general is None else general)
     head = readout(vlm)
     written, steps = _laid_out(vlm, head, lesson, tokens, spelled, word)
@@ -394,7 +398,7 @@ def _figures(
     figures.append(share("right captions unchanged", [old == new for old, new, own in pairs if not own.hallucinated]))
     general = edit.recipe.get("general")
     if isinstance(general, str):
-        figures.append(share(f"captions that say {general!r}", [general in new.lower().split() for new in after]))
+        figures.append(share(f"captions that say {general!r}", [stands_in(new, 0, general) for new in after]))
     return figures
 
 

@@ -75,7 +75,9 @@ class Proof:
     refusal: str
 
 
-def prove(vlm: VLM, survey: Survey, edits: Sequence[Edit], notes: dict[str, str], at_least: float) -> Proof:
+def prove(
+    vlm: VLM, survey: Survey, edits: Sequence[Edit], notes: dict[str, str], at_least: float, max_new_tokens: int
+) -> Proof:
     """Measure edits together on captions that they were not learned from.
 
     Args:
@@ -84,11 +86,13 @@ def prove(vlm: VLM, survey: Survey, edits: Sequence[Edit], notes: dict[str, str]
         edits: one for each word that an edit could be made of.
         notes: by word, why there is none.
         at_least: the share of other captions that must stay word for word.
+        max_new_tokens: where captions are cut.
     """
-    lines = tuple(_line(vlm, found, edits, notes) for found in survey.found)
-    quality = edit_quality(edits, Pool(vlm, [one.recording for one in survey.others]), fluency=False)
+    lines = tuple(_line(vlm, found, edits, notes, max_new_tokens) for found in survey.found)
+    quality = edit_quality(edits, Pool(vlm, [one.recording for one in survey.others], max_new_tokens), fluency=False)
     outcomes = quality.outcomes["others"][: len(survey.others)]
-    return Proof(lines, quality, _changes(survey.others, outcomes), too_much(quality, at_least))
+    refusal = too_much(quality, at_least) or _too_little(lines)
+    return Proof(lines, quality, _changes(survey.others, outcomes), refusal)
 
 
 def too_much(quality: Quality, at_least: float) -> str:
@@ -104,12 +108,20 @@ def too_much(quality: Quality, at_least: float) -> str:
     return ""
 
 
-def _line(vlm: VLM, found: Found, edits: Sequence[Edit], notes: dict[str, str]) -> Line:
+def _too_little(lines: Sequence[Line]) -> str:
+    """Why edits do too little to be used: no word is gone from any caption."""
+    measured = [own for line in lines if (own := line.generality or line.reliability) is not None]
+    if any(own.estimate.value > 0 for own in measured):
+        return ""
+    return "No word is gone from any caption."
+
+
+def _line(vlm: VLM, found: Found, edits: Sequence[Edit], notes: dict[str, str], longest: int) -> Line:
     if not found.count:
         return Line(found.wish, 0, 0, note="no caption says it")
     if found.wish.word in notes:
         return Line(found.wish, found.count, 0, note=notes[found.wish.word])
-    learned, held = (_outcomes(vlm, part, edits, found.wish.swap) for part in (found.learned, found.held))
+    learned, held = (_outcomes(vlm, part, edits, found.wish.swap, longest) for part in (found.learned, found.held))
     note = f"{len(held)} held out: read the interval" if len(held) < ENOUGH else ""
     return Line(
         found.wish,
@@ -122,8 +134,8 @@ def _line(vlm: VLM, found: Found, edits: Sequence[Edit], notes: dict[str, str]) 
     )
 
 
-def _outcomes(vlm: VLM, part: Sequence[Captioned], edits: Sequence[Edit], swap: Swap) -> list[Outcome]:
-    return Pool(vlm, [one.recording for one in part]).outcomes(edits, swap)
+def _outcomes(vlm: VLM, part: Sequence[Captioned], edits: Sequence[Edit], swap: Swap, longest: int) -> list[Outcome]:
+    return Pool(vlm, [one.recording for one in part], longest).outcomes(edits, swap)
 
 
 def _met(name: str, outcomes: Sequence[Outcome]) -> Figure | None:

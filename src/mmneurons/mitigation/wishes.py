@@ -72,9 +72,11 @@ def check_wishes(wishes: Sequence[Wish]) -> None:
     """Refuse a list that contradicts itself.
 
     Raises:
-        SourceError: a word is listed twice, or is to be said instead of another one.
+        SourceError: a word is listed twice, is to be said instead of another one, or is to become itself.
     """
     for index, wish in enumerate(wishes):
+        if wish.to is not None and is_same_word(wish.word, wish.to):
+            raise SourceError(f"{wish.to!r} is {wish.word!r} itself, or a form of it. Choose another word there.")
         if any(is_same_word(wish.word, other.word) for other in wishes[:index]):
             raise SourceError(f"{wish.word!r}, or a form of it, is listed twice. Leave one line.")
         for other in wishes:

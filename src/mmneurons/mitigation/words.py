@@ -10,10 +10,10 @@ from mmneurons.edits.edit import Edit
 from mmneurons.edits.make import edit
 from mmneurons.edits.methods import make_method
 from mmneurons.edits.task import check_words
-from mmneurons.errors import EditError
+from mmneurons.errors import EditError, RecordingError
 from mmneurons.mitigation.proof import Proof, prove
 from mmneurons.mitigation.survey import Survey
-from mmneurons.recordings import CaptionOptions
+from mmneurons.recordings import MAX_NEW_TOKENS, CaptionOptions
 from mmneurons.vlm.model import VLM
 
 __all__ = ["AT_LEAST", "Mitigation", "mitigate_words"]
@@ -71,6 +71,9 @@ def mitigate_words(
     kept = [one.recording for one in survey.kept]
     for found in survey.saying:
         wish = found.wish
+        if not found.learned:
+            notes[wish.word] = "all captions that say it are held out, beside another word: give more pictures"
+            continue
         learned = [one.recording for one in found.learned]
         try:
             made = edit(
@@ -83,12 +86,14 @@ def mitigate_words(
                 method=make_method(method, options or {}),
                 **how,
             )
-        except EditError as error:
-            notes[wish.word] = str(error)
+        except (EditError, RecordingError) as error:
+            notes[wish.word] = str(error.args[0])
             continue
         edits.append(made)
         if progress is not None:
             progress(str(made))
     if not edits:
         raise EditError(f"No edit could be made. {next(iter(notes.values()))}")
-    return Mitigation(tuple(edits), prove(vlm, survey, edits, notes, at_least))
+    return Mitigation(
+        tuple(edits), prove(vlm, survey, edits, notes, at_least, how.get("max_new_tokens", MAX_NEW_TOKENS))
+    )

@@ -17,7 +17,6 @@ from mmneurons.reports.mitigation import (
     Written,
     changes_table,
     check_folder,
-    figure_as_json,
     how_to_use,
 )
 from mmneurons.reports.texts import cell, plain
@@ -63,7 +62,7 @@ def write_grounding(
         "model": dict(edit.model),
         "recipe": dict(edit.recipe),
         "words": [asdict(word) for word in lesson.words],
-        "figures": {one.name: figure_as_json(one) for one in proof.figures},
+        "figures": {one.name: one.as_json() for one in proof.figures},
         "changed": [asdict(change) for change in proof.changes],
         "refusal": proof.refusal,
     }
@@ -99,5 +98,5 @@ def _page(vlm: VLM, edit: Edit, lesson: Lesson, proof: Grounded, made_by: str, p
         *changes_table(f"Captions that changed, {min(SHOWN, len(proof.changes))} of them", proof.changes[:SHOWN]),
     ]
     if not proof.refusal:
-        lines += how_to_use(peft)
+        lines += how_to_use(vlm.name, peft)
     return "\n".join([*lines, SIGNATURE, ""])

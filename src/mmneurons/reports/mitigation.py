@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from mmneurons.measures.figures import Figure
 from mmneurons.mitigation.proof import ENOUGH, Change, Line
 from mmneurons.mitigation.survey import Survey
 from mmneurons.mitigation.words import Mitigation
-from mmneurons.reports.texts import cell, plain
+from mmneurons.reports.texts import cell, count_of, plain
 from mmneurons.vlm.model import VLM
 from mmneurons.whole_files import write_whole
 
@@ -26,7 +27,6 @@ __all__ = [
     "Written",
     "changes_table",
     "check_folder",
-    "figure_as_json",
     "how_to_use",
     "survey_lines",
     "write_mitigation",
@@ -123,7 +123,7 @@ def write_mitigation(
 
 
 def _as_json(line: Line) -> Mapping[str, object]:
-    figures = {one.name: figure_as_json(one) for one in (line.reliability, line.generality) if one is not None}
+    figures = {one.name: one.as_json() for one in (line.reliability, line.generality) if one is not None}
     return {
         "word": line.wish.word,
         "to": line.wish.to,
@@ -135,22 +135,18 @@ def _as_json(line: Line) -> Mapping[str, object]:
     }
 
 
-def figure_as_json(one: Figure) -> Mapping[str, object]:
-    """A figure, as JSON has it."""
-    return {"value": one.estimate.value, "interval": [one.estimate.low, one.estimate.high], "captions": one.captions}
-
-
 def _page(vlm: VLM, survey: Survey, mitigation: Mitigation, made_by: str, at_least: float, peft: bool) -> str:
     proof = mitigation.proof
     lines = ["# Words that are not to be said", "", f"Made by `{plain(made_by)}`.", ""]
     verdict = f"**Refused.** {proof.refusal} No edit was written." if proof.refusal else "**Can be used.**"
     if not proof.refusal and len(survey.others) < ENOUGH:
         verdict = f"**Can be used, as far as {len(survey.others)} captions can tell.** More pictures tell more."
+    edits = count_of(len(mitigation.edits), "edit")
     lines += [
         verdict,
         "",
-        f"Model {plain(vlm.name)}, {survey.pictures} pictures, {len(mitigation.edits)} edits in force together. All "
-        "was measured on captions that nothing was learned from, but for the column that says so. In brackets 95 % "
+        f"Model {plain(vlm.name)}, {survey.pictures} pictures, {edits} in force together. All was "
+        "measured on captions that nothing was learned from, but for the column that says so. In brackets 95 % "
         "intervals.",
         "",
         "| word | instead | captions that said it | learned from | gone there | held out | gone there | |",
@@ -170,17 +166,24 @@ def _page(vlm: VLM, survey: Survey, mitigation: Mitigation, made_by: str, at_lea
     for line in proof.lines:
         lines += changes_table(f"{line.wish}", line.changes[:SHOWN])
     if not proof.refusal:
-        lines += how_to_use(peft)
+        lines += how_to_use(vlm.name, peft, not any(edit.deltas for edit in mitigation.edits))
     return "\n".join([*lines, SIGNATURE, ""])
 
 
-def how_to_use(peft: bool) -> list[str]:
-    """What to do with what was written."""
+def how_to_use(model: str, peft: bool, banned: bool = False) -> list[str]:
+    """What to do with what was written.
+
+    Args:
+        model: its name.
+        peft: whether there is an adapter.
+        banned: whether nothing but a ban was written, of which no checkpoint can be made.
+    """
+    own = "" if model == "demo" else f" --model {shlex.quote(plain(model))}"
+    whole = "" if banned else f", and `mmn export {EDIT} --checkpoint FOLDER{own}` writes the whole model"
     return [
         "## To use it",
         "",
-        f"`mmn apply {EDIT} PICTURES` tries it, `mmn.Edit.load({EDIT!r}).apply(vlm)` puts it into a model, and "
-        f"`mmn export {EDIT} --checkpoint FOLDER` writes the whole model."
+        f"`mmn apply {EDIT} PICTURES{own}` tries it, `mmn.Edit.load({EDIT!r}).apply(vlm)` puts it into a model{whole}."
         + (f" `{ADAPTER}/` is the same for peft." if peft else ""),
         "",
     ]

@@ -11,7 +11,7 @@ from mmneurons.edits.edit import Edit
 from mmneurons.engines.proving import Proof
 from mmneurons.errors import RunError
 from mmneurons.measures.edit_quality import Figure, Quality
-from mmneurons.reports.texts import plain
+from mmneurons.reports.texts import cell, plain
 from mmneurons.whole_files import write_whole
 
 __all__ = ["check_proof_folder", "write_proof"]
@@ -106,15 +106,15 @@ def _page(proof: Proof) -> str:
     if changed.height:
         lines += [f"## Captions that changed ({next(iter(proof.columns))})", ""]
         for one in changed.head(12).iter_rows(named=True):
-            lines.append(f"- {_cell(one['before'])} → {_cell(one['after'])}")
+            lines.append(f"- {cell(one['before'])} → {cell(one['after'])}")
         lines += ["", f"All are in `{OUTCOMES}`.", ""]
     return "\n".join(lines)
 
 
 def _described(edit: Edit) -> str:
     source, to = edit.recipe.get("source"), edit.recipe.get("to")
-    what = f"never “{_cell(source)}”" if to is None else f"“{_cell(to)}” instead of “{_cell(source)}”"
-    return f"{what}: {_cell(edit.recipe.get('method'))}{'' if edit.converged else ', not converged'}"
+    what = f"never “{cell(source)}”" if to is None else f"“{cell(to)}” instead of “{cell(source)}”"
+    return f"{what}: {cell(edit.recipe.get('method'))}{'' if edit.converged else ', not converged'}"
 
 
 def _table(proof: Proof) -> list[str]:
@@ -136,7 +136,3 @@ def _shown(figure: Figure | None, count: int) -> str:
         return "–"
     text = format(figure.estimate, ".3g")
     return text if figure.captions == count else f"{text} (n = {figure.captions})"
-
-
-def _cell(value: object) -> str:
-    return plain(value).replace("|", "\\|").replace("<", "\\<")
