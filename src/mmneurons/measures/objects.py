@@ -53,6 +53,14 @@ class Vocabulary:
         Raises:
             NounPipelineMissingError: no spaCy pipeline for English is installed.
         """
+        return [name for name, _, _ in self.said_where(text)]
+
+    def said_where(self, text: str) -> list[tuple[str, int, int]]:
+        """The same, each with where it begins and ends, in characters.
+
+        Raises:
+            NounPipelineMissingError: no spaCy pipeline for English is installed.
+        """
         folded = fold(text)
         words = [match.span() for match in _WORD.finditer(folded)]
         hidden = compounds_in(folded, KINDS_OF_THEIR_OWN)
@@ -69,7 +77,7 @@ class Vocabulary:
                 if name is None and first == stop - 1:
                     name = self._related(spelled[0])
                 if name is not None:
-                    found.append(name)
+                    found.append((name, words[first][0], noun.end))
                     break
             free = stop
         return found

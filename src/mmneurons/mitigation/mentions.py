@@ -8,7 +8,6 @@ from mmneurons.measures.hallucination import mentions
 from mmneurons.measures.objects import Vocabulary
 from mmneurons.measures.truth import Truth
 from mmneurons.vlm.recording import Recording
-from mmneurons.words import find_words
 
 __all__ = ["Mention", "mentions_in"]
 
@@ -31,9 +30,10 @@ class Mention:
 def mentions_in(recording: Recording, truth: Truth, known: Vocabulary) -> list[Mention]:
     """The objects that a caption names, in order; what its prefix names the model did not say."""
     there = mentions("", truth, known).there
+    begun = len(recording.request.prefix)
     found = []
-    for word in find_words(recording.caption, len(recording.request.prefix), recording.spans):
-        names = known.said(word.surface)
-        if names:
-            found.append(Mention(names[-1], word.steps[0], names[-1] in there))
+    for name, start, _ in known.said_where(recording.caption):
+        step = next((step for step, (_, end) in enumerate(recording.spans) if end > start), None)
+        if start >= begun and step is not None:
+            found.append(Mention(name, step, name in there))
     return found
