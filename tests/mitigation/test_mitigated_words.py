@@ -43,6 +43,8 @@ def test_words_are_gone_and_the_summary_says_how_well(tmp_path):
         "mitigate",
         "words",
         "demo:pictures",
+        "--limit",
+        20,
         "--list",
         tmp_path / "words.txt",
         "--out",
@@ -60,7 +62,7 @@ def test_words_are_gone_and_the_summary_says_how_well(tmp_path):
     assert said["submarine"] == 0
     edit = mmn.Edit.load(tmp_path / "out" / "edit.safetensors")
     vlm = mmn.load("demo")
-    paths: list[PictureLike] = [picture.path for picture in mmn.demo.pictures()]
+    paths: list[PictureLike] = [picture.path for picture in mmn.demo.pictures()[:20]]
     before = dict(zip((path.name for path in paths), mmn.caption(vlm, paths), strict=True))
     with edit.on(vlm):
         after = dict(zip((path.name for path in paths), mmn.caption(vlm, paths), strict=True))
@@ -83,7 +85,18 @@ def test_words_are_gone_and_the_summary_says_how_well(tmp_path):
 def test_edits_that_change_too_much_are_not_handed_out(tmp_path):
     (tmp_path / "words.txt").write_text("dog -> cat\n")
     out = tmp_path / "out"
-    asked = ("demo:pictures", "--list", tmp_path / "words.txt", "--out", out, "--option", "margin=300", "--json")
+    asked = (
+        "demo:pictures",
+        "--limit",
+        12,
+        "--list",
+        tmp_path / "words.txt",
+        "--out",
+        out,
+        "--option",
+        "margin=300",
+        "--json",
+    )
     result = command("mitigate", "words", *asked)
     assert result.code == 1
     assert result.events[-1]["message"].startswith("Refused, and no edit was written")
