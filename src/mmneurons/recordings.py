@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TypedDict, Unpack, overload
+from itertools import islice
+from typing import TypedDict, TypeVar, Unpack, overload
 
 from PIL import Image
 from torch import Tensor
@@ -16,6 +17,7 @@ from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, open_picture
 from mmneurons.vlm.recording import (
     IMAGE_BUDGET,
+    LEAN,
     Keep,
     Recording,
     end_token_id,
@@ -30,13 +32,17 @@ __all__ = [
     "CaptionOptions",
     "RecordOptions",
     "as_list",
+    "batches",
     "caption",
     "is_many",
     "read",
     "record",
     "record_pictures",
+    "say_again",
     "spell",
 ]
+
+T = TypeVar("T")
 
 BATCH_SIZE = 8
 MAX_NEW_TOKENS = 50
@@ -165,11 +171,27 @@ def record_pictures(
     else:
         raise OptionError("Pass pictures, or inputs={…} without a caption, and not both.")
     generation = options.get("generation") or {}
-    recordings = []
-    for start in range(0, len(requests), batch_size):
-        batch = requests[start : start + batch_size]
-        recordings += record_generation(vlm, batch, max_new_tokens, seed, keep, **generation)
-    return [read(vlm, recording) for recording in recordings]
+    return [
+        read(vlm, recording)
+        for batch in batches(requests, batch_size)
+        for recording in record_generation(vlm, batch, max_new_tokens, seed, keep, **generation)
+    ]
+
+
+def say_again(vlm: VLM, requests: Iterable[Request], max_new_tokens: int) -> list[Recording]:
+    """What the model says as it is now, asked what it was asked before; greedily, without image positions."""
+    return [
+        read(vlm, recording)
+        for batch in batches(requests)
+        for recording in record_generation(vlm, batch, max_new_tokens, keep=LEAN)
+    ]
+
+
+def batches(items: Iterable[T], size: int = BATCH_SIZE) -> Iterator[list[T]]:
+    """So many at a time, taken as they are needed."""
+    stream = iter(items)
+    while batch := list(islice(stream, size)):
+        yield batch
 
 
 def _record_captions(

@@ -8,7 +8,9 @@ from mmneurons.edits import Edit
 from mmneurons.errors import EditError
 from mmneurons.measures.objects import vocabulary
 from mmneurons.measures.truth import Truth, truth_of_bundled
-from mmneurons.mitigation.hallucination import Shown, ground_captions, learn, read_lesson
+from mmneurons.mitigation.grounded import ground_captions
+from mmneurons.mitigation.hallucination import learn
+from mmneurons.mitigation.lesson import Shown, read_lesson
 from mmneurons.vlm.pictures import PictureLike, open_picture
 
 pytestmark = pytest.mark.demo

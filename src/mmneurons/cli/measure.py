@@ -35,6 +35,7 @@ from mmneurons.cli.common import (
 )
 from mmneurons.cli.measure_edit import EditRequest, Edits, HopFile, Learned, Rivals, check_edit_options, measure_edits
 from mmneurons.cli.output import Output
+from mmneurons.cli.truths import truths_of, vocabulary_of
 
 if TYPE_CHECKING:
     from mmneurons.engines.measuring import Told
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from mmneurons.measures.truth import Truth
     from mmneurons.recordings import CaptionOptions
 
-__all__ = ["EXAMPLES", "command", "truths_of", "vocabulary_of"]
+__all__ = ["EXAMPLES", "command"]
 
 EXAMPLES = """Examples:
 
@@ -291,40 +292,6 @@ def _of_run(said: _Asked) -> _Asked:
         seed=options.get("seed") if said.seed is None else said.seed,
         captions={name: options[name] for name in ("prompt", "prefix", "max_new_tokens") if name in options},
     )
-
-
-def truths_of(files: Sequence[str]) -> dict[str, Truth] | None:
-    """What pictures show, by their file name; None where no file says it."""
-    from mmneurons.measures.truth import read_truth
-
-    return read_truth(files) if files else None
-
-
-def vocabulary_of(truths: Mapping[str, Truth] | None, aliases: Path | None, wordnet: bool) -> Vocabulary | None:
-    """The objects of a truth, with their other names; None where it names none.
-
-    Raises:
-        OptionError: names are given for a truth that is not.
-        ExtraMissingError: WordNet is asked for, and not installed.
-    """
-    from mmneurons.errors import ExtraMissingError, OptionError
-    from mmneurons.measures.objects import read_aliases, vocabulary_of_truth
-    from mmneurons.measures.wordnet import WordNet, installed_folder
-
-    if truths is None:
-        if aliases is not None or wordnet:
-            raise OptionError("--aliases and --wordnet are for the objects of --truth. Pass --truth, too.")
-        return None
-    related = None
-    if wordnet:
-        try:
-            related = WordNet.read(installed_folder()).related
-        except FileNotFoundError as error:
-            raise ExtraMissingError(str(error)) from error
-    names = {name for truth in truths.values() for name in truth.objects}
-    if not names:
-        return None
-    return vocabulary_of_truth(names, None if aliases is None else read_aliases(aliases), related)
 
 
 def _check_names(suite: str, finders: Sequence[str], measures: Sequence[str], known: Vocabulary | None) -> None:

@@ -33,13 +33,13 @@ from mmneurons.cli.common import (
     typed,
 )
 from mmneurons.cli.output import Output
+from mmneurons.cli.truths import truths_of, vocabulary_of
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from mmneurons.measures.truth import Truth
-    from mmneurons.mitigation.hallucination import Shown
-    from mmneurons.mitigation.survey import Named
+    from mmneurons.mitigation.lesson import Shown
     from mmneurons.sources import Item
 
 __all__ = ["HALLUCINATION_EXAMPLES", "WORDS_EXAMPLES", "hallucination", "words"]
@@ -107,7 +107,7 @@ def words(
     """Have listed words not said: learn an edit of each, prove them together, and write them down."""
     from mmneurons.edits.methods import make_method
     from mmneurons.edits.task import check_words
-    from mmneurons.errors import EditError, OptionError
+    from mmneurons.errors import EditError, OptionError, PictureError
     from mmneurons.mitigation.survey import survey
     from mmneurons.mitigation.wishes import read_wishes
     from mmneurons.mitigation.words import mitigate_words
@@ -133,12 +133,14 @@ def words(
     how = asked_of_captions(prompt, prefix, max_new_tokens)
     found = survey(
         vlm,
-        _opened(items, output),
+        ((item.source, picture) for item, picture in _readable(items, output)),
         wishes,
         seed=seed,
         progress=lambda done: output.note(f"{done}/{len(items)} pictures") if done % 80 == 0 else None,
         **how,
     )
+    if not found.pictures:
+        raise PictureError("None of these pictures can be read. Name others.")
     lines = survey_lines(found)
     if dry_run:
         text = "\n".join([*lines, "Nothing was learned, nothing written."])
@@ -163,28 +165,6 @@ def words(
         adapter=None if written.adapter is None else str(written.adapter),
         edits=len(made.edits),
     )
-
-
-def _opened(items: Sequence[Item], output: Output) -> Iterator[Named]:
-    """Pictures as they are needed; what cannot be read is passed over, and said."""
-    from mmneurons.errors import PictureError
-    from mmneurons.sources import image_id
-    from mmneurons.vlm.pictures import decode_picture
-
-    met: set[str] = set()
-    for item in items:
-        try:
-            data = item.read()
-            picture = decode_picture(data, item.source)
-        except PictureError as error:
-            output.skipped(item.source, error)
-            continue
-        # a copy must not be learned from and measured on
-        if (own := image_id(data)) not in met:
-            met.add(own)
-            yield item.source, picture
-    if not met:
-        raise PictureError("None of these pictures can be read. Name others.")
 
 
 def hallucination(
@@ -236,10 +216,11 @@ def hallucination(
     quiet: Quiet = False,
 ) -> None:
     """Have less said of what is not there: learned where the truth is known, proved on other pictures."""
-    from mmneurons.cli.measure import truths_of, vocabulary_of
     from mmneurons.errors import EditError, OptionError
+    from mmneurons.mitigation.grounded import ground_captions
     from mmneurons.mitigation.grounding import Settings
-    from mmneurons.mitigation.hallucination import ground_captions, learn, read_lesson
+    from mmneurons.mitigation.hallucination import learn
+    from mmneurons.mitigation.lesson import read_lesson
     from mmneurons.nouns import nouns
     from mmneurons.options import check_share
     from mmneurons.reports.grounding import lesson_lines, write_grounding
@@ -307,31 +288,34 @@ def hallucination(
     )
 
 
-def _with_truth(items: Sequence[Item], truths: Mapping[str, Truth], output: Output) -> list[Shown]:
-    """The pictures whose truth is known, each to be read when it is needed."""
+def _readable(items: Sequence[Item], output: Output) -> Iterator[tuple[Item, Image.Image]]:
+    """Pictures as they are needed, each once: a copy must not be learned from and measured on."""
     from mmneurons.errors import PictureError
-    from mmneurons.measures.truth import matched
-    from mmneurons.mitigation.hallucination import Shown
-    from mmneurons.reports.texts import count_of
     from mmneurons.sources import image_id
     from mmneurons.vlm.pictures import decode_picture
 
-    found = matched(truths, [item.source for item in items])
-    shown: list[Shown] = []
     met: set[str] = set()
     for item in items:
-        own = found.get(Path(item.source).name)
-        if own is None:
-            continue
         try:
             data = item.read()
-            decode_picture(data, item.source)
+            picture = decode_picture(data, item.source)
         except PictureError as error:
             output.skipped(item.source, error)
             continue
-        if (picture := image_id(data)) not in met:
-            met.add(picture)
-            shown.append(Shown(item.source, _opener(item), own))
+        if (own := image_id(data)) not in met:
+            met.add(own)
+            yield item, picture
+
+
+def _with_truth(items: Sequence[Item], truths: Mapping[str, Truth], output: Output) -> list[Shown]:
+    """The pictures whose truth is known, each to be read when it is needed."""
+    from mmneurons.measures.truth import matched
+    from mmneurons.mitigation.lesson import Shown
+    from mmneurons.reports.texts import count_of
+
+    found = matched(truths, [item.source for item in items])
+    known = [item for item in items if Path(item.source).name in found]
+    shown = [Shown(item.source, _opener(item), found[Path(item.source).name]) for item, _ in _readable(known, output)]
     if len(shown) < len(items):
         output.note(
             f"{len(shown)} of {count_of(len(items), 'picture')} can be read, have a truth, and are no copy of another; "

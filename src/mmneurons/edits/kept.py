@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from mmneurons.edits.solution import Solution, live
 from mmneurons.edits.task import Kept, Task, ids_of
+from mmneurons.vlm.distributions import likeliest
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.readout import readout
 from mmneurons.vlm.upper import Added, Said, upper
@@ -98,7 +99,7 @@ def _recorded(
         activations = one.recording.activations[steps][:, own.block, own.columns]
         stream.append(one.recording.stream[steps])
         moved.append(stream[-1] + gain * (activations @ own.vectors.cpu()))
-    before, after = (_likeliest(vlm, head.logits(torch.cat(part))) for part in (stream, moved))
+    before, after = (likeliest(vlm, head.logits(torch.cat(part))) for part in (stream, moved))
     return before, after
 
 
@@ -110,15 +111,8 @@ def _run(vlm: VLM, kept: Sequence[Kept], added: Sequence[Added]) -> tuple[Int[Te
     """
     said = [Said(one.recording.request, ids_of(one.recording), one.steps) for one in kept]
     above = upper(vlm, said, min(own.block for own in added), remember=False)
-    before = torch.cat([_likeliest(vlm, one.recording.logits[list(one.steps)]) for one in kept])
-    after = _likeliest(vlm, above.logits(added).cpu())
+    before = torch.cat([likeliest(vlm, one.recording.logits[list(one.steps)]) for one in kept])
+    after = likeliest(vlm, above.logits(added).cpu())
     if bool((before != after).any()):
-        before = _likeliest(vlm, above.logits().cpu())
+        before = likeliest(vlm, above.logits().cpu())
     return before, after
-
-
-def _likeliest(vlm: VLM, logits: Float[Tensor, "steps vocabulary"]) -> Int[Tensor, "steps"]:
-    """The most likely token of every step; a placeholder for a picture is never said."""
-    if vlm.image_token_id is not None and vlm.image_token_id < logits.shape[1]:
-        logits = logits.index_fill(1, torch.tensor([vlm.image_token_id]), -torch.inf)
-    return logits.argmax(-1)

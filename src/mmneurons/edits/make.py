@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from typing import TypeAlias
 
 import numpy as np
@@ -16,8 +15,9 @@ from PIL import Image
 from mmneurons.edits.edit import KEPT, Edit
 from mmneurons.edits.kept import changed_captions
 from mmneurons.edits.methods import Method, make_method, name_of
+from mmneurons.edits.origin import about, versions
 from mmneurons.edits.solution import converged
-from mmneurons.edits.stack import active, base_fingerprint
+from mmneurons.edits.stack import active
 from mmneurons.edits.still import said_still
 from mmneurons.edits.task import Swap, check_kept, check_words, described, make_task, says
 from mmneurons.errors import EditError, PictureError
@@ -116,10 +116,10 @@ def edit(
     kept = list({_told(one): one for one in others}.values())
     task = make_task(vlm, swap, examples, kept)
     solution = solver(task)
-    about = {"name": vlm.name, "class": type(vlm.model).__name__, "fingerprint": base_fingerprint(vlm)}
+    model = about(vlm)
     first = [recording for recording, _ in examples]
     for _ in range(AGAIN if to is None and solution.deltas else 0):
-        more = said_still(vlm, Edit(solution.deltas, {}, about), swap.source, first, max_new_tokens)
+        more = said_still(vlm, Edit(solution.deltas, {}, model), swap.source, first, max_new_tokens)
         if not more:
             break
         examples += [(recording, None) for recording in more]
@@ -132,10 +132,10 @@ def edit(
         "prompt": prompt,
         "prefix": prefix,
         "captions": [recording.caption for recording in first],
-        "versions": {name: version(name) for name in ("mmneurons", "torch", "transformers")},
+        "versions": versions(),
     }
     measured = {KEPT: asdict(changed_captions(task, solution))}
-    return Edit(solution.deltas, recipe, about, measured, converged(task, solution), solution.banned)
+    return Edit(solution.deltas, recipe, model, measured, converged(task, solution), solution.banned)
 
 
 def _findings(source: str | WordFinding | Sequence[WordFinding]) -> list[WordFinding]:

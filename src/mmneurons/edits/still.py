@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from mmneurons.edits.edit import Edit
 from mmneurons.edits.stack import applied
 from mmneurons.edits.task import ids_of, says
-from mmneurons.recordings import BATCH_SIZE, read
+from mmneurons.recordings import read, say_again
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.recording import Keep, Recording, record_forced, record_generation
+from mmneurons.vlm.recording import LEAN, Recording, record_forced
 
 __all__ = ["said_still"]
-
-_LEAN = Keep(image_budget=0)
 
 
 def said_still(vlm: VLM, edit: Edit, word: str, asked: Sequence[Recording], max_new_tokens: int) -> list[Recording]:
@@ -29,10 +27,7 @@ def said_still(vlm: VLM, edit: Edit, word: str, asked: Sequence[Recording], max_
         asked: captions that said it, of the unedited model.
         max_new_tokens: where captions are cut.
     """
-    made: list[Recording] = []
     with applied(vlm, edit):
-        for start in range(0, len(asked), BATCH_SIZE):
-            requests = [one.request for one in asked[start : start + BATCH_SIZE]]
-            made += record_generation(vlm, requests, max_new_tokens, keep=_LEAN)
-    still = [one for one in (read(vlm, own) for own in made) if says(one, word)]
-    return [read(vlm, record_forced(vlm, one.request, ids_of(one), _LEAN)) for one in still]
+        made = say_again(vlm, [one.request for one in asked], max_new_tokens)
+    still = [one for one in made if says(one, word)]
+    return [read(vlm, record_forced(vlm, one.request, ids_of(one), LEAN)) for one in still]

@@ -13,7 +13,7 @@ from mmneurons.english import are_forms, fold
 from mmneurons.errors import EditError, RecordingError
 from mmneurons.recordings import read, spell
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.recording import Keep, Recording, record_forced
+from mmneurons.vlm.recording import LEAN, Recording, record_forced
 from mmneurons.vlm.upper import Said
 from mmneurons.words import Word, find_words, stands_in
 
@@ -287,7 +287,7 @@ def _wants(
     if new[:first] != ids[:first] or len(new) <= first:
         raise RecordingError(f"{target!r} cannot be spelled there without changing tokens before it.")
     behind = ids[word.steps[-1] + 1 :]
-    whole = read(vlm, record_forced(vlm, recording.request, (*new, *behind), _LEAN))
+    whole = read(vlm, record_forced(vlm, recording.request, (*new, *behind), LEAN))
     wants = []
     for step in range(first, len(new)):
         now = int(whole.logits[step].argmax())
@@ -297,9 +297,6 @@ def _wants(
     wants = [want for want in wants if want.target not in want.sources]
     later = tuple(step for step in range(len(new), len(whole)) if int(whole.logits[step].argmax()) not in spelled)
     return wants, [Kept(whole, later, own=True)]
-
-
-_LEAN = Keep(image_budget=0)
 
 
 def _is_plural(surface: str, swap: Swap) -> bool:
@@ -323,7 +320,7 @@ def _other_number(vlm: VLM, recording: Recording, word: Word, swap: Swap) -> Ite
     text = f"{head} two {other.text}"
     try:
         ids = spell(vlm, recording.request, text)
-        forced = read(vlm, record_forced(vlm, recording.request, ids, _LEAN))
+        forced = read(vlm, record_forced(vlm, recording.request, ids, LEAN))
     except RecordingError:
         return
     place = len(forced.caption) - len(other.text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -16,7 +16,7 @@ from mmneurons.edits.stack import check_fits
 from mmneurons.edits.task import Swap, says
 from mmneurons.errors import MMNeuronsError, OptionError, RecordingError
 from mmneurons.measures.edit_hallucination import ask_pope
-from mmneurons.measures.edit_outcome import Pool, as_edits, swap_of
+from mmneurons.measures.edit_outcome import Pool, as_edits, lean, swap_of
 from mmneurons.measures.edit_quality import Quality, edit_quality
 from mmneurons.measures.hallucination import Question, mentions
 from mmneurons.measures.hops import Hop, ask_hops
@@ -316,7 +316,7 @@ class _Trial:
                 )
                 for one, recording in zip(part, recordings, strict=True):
                     if not swaps or any(says(recording, swap.source) for swap in swaps):
-                        found.append(_lean(recording))
+                        found.append(lean(recording))
                         self._labels[name].append((one.name, prompt))
         return Pool(self._vlm, found, tried.max_new_tokens)
 
@@ -327,7 +327,7 @@ class _Trial:
             self.notes.append(f"Prompts without a picture were not measured: {error.args[0]}")
             return None
         self._labels["texts"] = [("", prompt) for prompt in PROMPTS]
-        return Pool(self._vlm, [_lean(one) for one in found], _TEXT_TOKENS)
+        return Pool(self._vlm, [lean(one) for one in found], _TEXT_TOKENS)
 
     def _matched(self, pictures: Sequence[Picture]) -> list[Truth | None]:
         if not self._tried.truths:
@@ -352,18 +352,6 @@ def _shown(truth: Truth | None, known: Vocabulary | None, swaps: Sequence[Swap])
         if word.lower() in names or (known is not None and bool(known.of_word(word.lower()) & there))
     }
     return frozenset(names | named)
-
-
-def _lean(recording: Recording) -> Recording:
-    """Without what a pool does not look at: of a large model it takes gigabytes."""
-    steps = len(recording)
-    return replace(
-        recording,
-        activations=recording.activations.new_zeros(steps, 0, 0),
-        gates=None,
-        image_activations=None,
-        writes=recording.writes.new_zeros(steps, 0, recording.writes.shape[-1]),
-    )
 
 
 def _frame(rows: Sequence[Mapping[str, object]]) -> polars.DataFrame:

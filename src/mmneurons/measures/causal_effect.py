@@ -21,7 +21,7 @@ from mmneurons.measures.effects import RUNNERS_UP, divergence, effects
 from mmneurons.options import check_increasing, check_whole
 from mmneurons.recordings import read
 from mmneurons.vlm.changes import ALL, Change, changed, zeros
-from mmneurons.vlm.recording import Keep, record_generation
+from mmneurons.vlm.recording import LEAN, record_generation
 from mmneurons.vlm.replay import caption_logits_with, logits_with
 from mmneurons.words import stands_in
 
@@ -141,7 +141,7 @@ def regenerated(case: Case, sets: Sequence[Sequence[Place]], max_new_tokens: int
     rows = len(sets) + 1
     changes = [replace(change, row=row) for row, own in enumerate(sets, 1) for change in zeros(own)]
     with changed(vlm, changes, ALL, lambda: rows):
-        recordings = record_generation(vlm, [request] * rows, max_new_tokens, keep=Keep(image_budget=0))
+        recordings = record_generation(vlm, [request] * rows, max_new_tokens, keep=LEAN)
     return [read(vlm, recording).caption for recording in recordings]
 
 

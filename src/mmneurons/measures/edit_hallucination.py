@@ -12,13 +12,13 @@ from mmneurons.edits.edit import Edit
 from mmneurons.errors import OptionError
 from mmneurons.measures.edit_outcome import Outcome, as_edits, in_force
 from mmneurons.measures.figures import Figure, changed
-from mmneurons.measures.hallucination import KINDS, Kind, Question, ask, chair, mentions, pope
+from mmneurons.measures.hallucination import KINDS, Kind, Mentions, Question, ask, chair, mentions, pope
 from mmneurons.measures.objects import Vocabulary
 from mmneurons.measures.truth import Truth
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike
 
-__all__ = ["PopeBefore", "ask_pope", "chair_figures"]
+__all__ = ["PopeBefore", "ask_pope", "chair_change", "chair_figures"]
 
 
 def chair_figures(outcomes: Sequence[Outcome], truths: Sequence[Truth | None], known: Vocabulary) -> list[Figure]:
@@ -32,16 +32,29 @@ def chair_figures(outcomes: Sequence[Outcome], truths: Sequence[Truth | None], k
     pairs = [(one, truth) for one, truth in zip(outcomes, truths, strict=True) if truth is not None]
     if not pairs:
         return []
-    said = {
-        False: [mentions(one.before, truth, known) for one, truth in pairs],
-        True: [mentions(one.after, truth, known) for one, truth in pairs],
-    }
+    before = [mentions(one.before, truth, known) for one, truth in pairs]
+    after = [mentions(one.after, truth, known) for one, truth in pairs]
+    return chair_change(before, after, [truth.file for _, truth in pairs], "CHAIR recall")
 
-    def counted(places: Sequence[int], after: bool) -> list[float]:
-        whole = chair([said[after][place] for place in places])
+
+def chair_change(
+    before: Sequence[Mentions], after: Sequence[Mentions], pictures: Sequence[object], recall: str
+) -> list[Figure]:
+    """The same of what captions say.
+
+    Args:
+        before: of each caption.
+        after: likewise.
+        pictures: of each caption.
+        recall: what recall is called.
+    """
+
+    def counted(places: Sequence[int], later: bool) -> list[float]:
+        said = after if later else before
+        whole = chair([said[place] for place in places])
         return [whole.sentences, whole.instances, whole.recall]
 
-    return changed(("CHAIRs", "CHAIRi", "CHAIR recall"), [truth.file for _, truth in pairs], counted)
+    return changed(("CHAIRs", "CHAIRi", recall), pictures, counted)
 
 
 @dataclass(frozen=True, eq=False)

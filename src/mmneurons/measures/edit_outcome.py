@@ -18,13 +18,25 @@ from mmneurons.edits.stack import active, applied, check_fits
 from mmneurons.edits.task import Swap, ids_of, says
 from mmneurons.errors import EditError, OptionError
 from mmneurons.measures.effects import divergence
-from mmneurons.recordings import BATCH_SIZE, read
+from mmneurons.recordings import say_again
+from mmneurons.vlm.distributions import likeliest
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.recording import Keep, Recording, record_generation
+from mmneurons.vlm.recording import Recording
 from mmneurons.vlm.upper import Said, Upper, upper
 from mmneurons.words import stands_in
 
-__all__ = ["After", "Agreement", "Outcome", "Pool", "Surprise", "as_edits", "caption_outcome", "in_force", "swap_of"]
+__all__ = [
+    "After",
+    "Agreement",
+    "Outcome",
+    "Pool",
+    "Surprise",
+    "as_edits",
+    "caption_outcome",
+    "in_force",
+    "lean",
+    "swap_of",
+]
 
 TOP = 10
 
@@ -180,7 +192,7 @@ class Pool:
                 changed = [
                     index
                     for index, (one, own) in enumerate(zip(self.recordings, logits, strict=True))
-                    if not torch.equal(_best(self.vlm, own), one.token_ids)
+                    if not torch.equal(likeliest(self.vlm, own), one.token_ids)
                 ]
         again = self._generated(chosen, changed)
         found = []
@@ -210,14 +222,21 @@ class Pool:
         return self._above[lowest].logits(live(self.vlm, deltas))
 
     def _generated(self, edits: Sequence[Edit], places: Sequence[int]) -> dict[int, Recording]:
-        found: dict[int, Recording] = {}
         with in_force(self.vlm, edits):
-            for start in range(0, len(places), BATCH_SIZE):
-                part = places[start : start + BATCH_SIZE]
-                asked = [self.recordings[place].request for place in part]
-                made = record_generation(self.vlm, asked, self._longest, keep=Keep(image_budget=0))
-                found |= {place: read(self.vlm, one) for place, one in zip(part, made, strict=True)}
-        return found
+            made = say_again(self.vlm, [self.recordings[place].request for place in places], self._longest)
+        return dict(zip(places, made, strict=True))
+
+
+def lean(recording: Recording) -> Recording:
+    """Without what a pool does not look at: of a large model it takes gigabytes."""
+    steps = len(recording)
+    return replace(
+        recording,
+        activations=recording.activations.new_zeros(steps, 0, 0),
+        gates=None,
+        image_activations=None,
+        writes=recording.writes.new_zeros(steps, 0, recording.writes.shape[-1]),
+    )
 
 
 def as_edits(edits: Edit | Sequence[Edit]) -> list[Edit]:
@@ -299,11 +318,3 @@ def _agreement(before: Float[Tensor, "steps vocabulary"], after: Float[Tensor, "
         top_ten=float((first == second).all(-1).float().mean()),
         divergence=float(divergence(before, after).mean()),
     )
-
-
-def _best(vlm: VLM, logits: Float[Tensor, "steps vocabulary"]) -> Tensor:
-    """The most likely token of every step; a placeholder for a picture is never said."""
-    if vlm.image_token_id is not None and vlm.image_token_id < logits.shape[1]:
-        logits = logits.clone()
-        logits[:, vlm.image_token_id] = -torch.inf
-    return logits.argmax(-1)

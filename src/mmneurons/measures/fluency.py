@@ -13,7 +13,7 @@ from mmneurons.edits.stack import active
 from mmneurons.edits.task import ids_of
 from mmneurons.errors import EditError
 from mmneurons.measures.edit_outcome import After, Pool, Surprise
-from mmneurons.vlm.recording import Keep, Recording, record_forced
+from mmneurons.vlm.recording import LEAN, Recording, record_forced
 
 __all__ = ["surprises"]
 
@@ -36,7 +36,7 @@ def surprises(pool: Pool, afterwards: Sequence[After]) -> list[Surprise]:
     for recording, after in zip(pool.recordings, afterwards, strict=True):
         before = _nats(recording)
         same = after.token_ids == ids_of(recording) or not after.token_ids
-        said = recording if same else record_forced(pool.vlm, recording.request, after.token_ids, Keep(image_budget=0))
+        said = recording if same else record_forced(pool.vlm, recording.request, after.token_ids, LEAN)
         found.append(Surprise(before, before if same else _nats(said)))
     return found
 

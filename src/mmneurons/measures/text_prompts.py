@@ -12,7 +12,7 @@ from mmneurons.errors import RecordingError
 from mmneurons.recordings import BATCH_SIZE, read
 from mmneurons.vlm.inputs import Request, make_text_inputs
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.recording import Keep, Recording, record_generation
+from mmneurons.vlm.recording import LEAN, Recording, record_generation
 
 __all__ = ["PROMPTS", "record_texts"]
 
@@ -61,7 +61,7 @@ def record_texts(vlm: VLM, prompts: Sequence[str] = PROMPTS, max_new_tokens: int
 
 def _generated(vlm: VLM, requests: Sequence[Request], max_new_tokens: int) -> list[Recording]:
     try:
-        return record_generation(vlm, requests, max_new_tokens, keep=Keep(image_budget=0))
+        return record_generation(vlm, requests, max_new_tokens, keep=LEAN)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         # whatever a model's code says that misses its picture
         raise RecordingError(

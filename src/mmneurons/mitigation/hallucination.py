@@ -1,183 +1,35 @@
-"""Less of what is not there: learned where the truth of pictures is known, measured on other pictures."""
+"""Less of what is not there: an edit of the last block, learned where the truth of pictures is known."""
 
 from __future__ import annotations
 
-import random
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
-from itertools import islice
-from typing import Unpack
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from torch import Tensor
 
 from mmneurons.edits.edit import Delta, Edit
 from mmneurons.edits.forms import forms_of
 from mmneurons.edits.least_squares import covariance
-from mmneurons.edits.stack import active, base_fingerprint
+from mmneurons.edits.origin import about, versions
+from mmneurons.edits.stack import active
 from mmneurons.edits.task import Swap, check_words
 from mmneurons.errors import EditError
-from mmneurons.measures.figures import Figure, changed, share
-from mmneurons.measures.hallucination import Mentions, chair, mentions
 from mmneurons.measures.objects import Vocabulary
-from mmneurons.measures.truth import Truth
 from mmneurons.mitigation.grounding import Settings, Steps, Written, ground
-from mmneurons.mitigation.mentions import Mention, mentions_in
-from mmneurons.mitigation.proof import Change
-from mmneurons.recordings import BATCH_SIZE, CaptionOptions, caption, record_pictures
+from mmneurons.mitigation.lesson import Lesson, Step
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.paths import carry_back
-from mmneurons.vlm.pictures import PictureLike
 from mmneurons.vlm.readout import Readout, readout
-from mmneurons.vlm.recording import Recording
-from mmneurons.words import stands_in
 
-__all__ = ["GENERAL", "Grounded", "Lesson", "Shown", "Word", "ground_captions", "learn", "read_lesson"]
+__all__ = ["GENERAL", "learn"]
 
 GENERAL = "thing"
 """What is said where the model is unsure, by default."""
 
-OTHER_STEPS = 3
-"""How many steps of a caption that name nothing are learned from: they stay as they are."""
-
 RANK, ENERGY = 128, 0.999
 """The edit's rank at most, and the share of its squared size that is enough."""
-
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """A picture and what it shows.
-
-    Attributes:
-        name: of the picture.
-        open: reads it.
-        truth: what it shows.
-    """
-
-    name: str
-    open: Callable[[], Image.Image]
-    truth: Truth
-
-
-@dataclass(frozen=True)
-class Word:
-    """How often an object is named.
-
-    Attributes:
-        name: of the object.
-        false: where it is not.
-        true: where it is.
-    """
-
-    name: str
-    false: int
-    true: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """One step of a caption; ``mention`` is None where nothing is named."""
-
-    caption: int
-    token: int
-    activations: Float[Tensor, "width"]
-    stream: Float[Tensor, "hidden"]
-    statistics: Float[Tensor, "norms"]
-    factors: Float[Tensor, "gates"]
-    mention: Mention | None
-    there: frozenset[str]
-    missed: frozenset[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Lesson:
-    """What is learned from.
-
-    Attributes:
-        steps: of the captions.
-        words: that are said, those most often wrong first.
-        captions: how many there are.
-    """
-
-    steps: tuple[_Step, ...]
-    words: tuple[Word, ...]
-    captions: int
-
-    @property
-    def false(self) -> int:
-        """How many mentions are of what is not there."""
-        return sum(word.false for word in self.words)
-
-
-def read_lesson(
-    vlm: VLM,
-    pictures: Iterable[Shown],
-    known: Vocabulary,
-    seed: int = 0,
-    progress: Callable[[int], None] | None = None,
-    **how: Unpack[CaptionOptions],
-) -> Lesson:
-    """Caption pictures and find what is said of things that are not there. Of a recording little is kept.
-
-    Args:
-        vlm: the model, unedited.
-        pictures: with their truth.
-        known: the objects.
-        seed: of the draw of steps that name nothing.
-        progress: told how many pictures are done.
-        **how: of captions.
-    """
-    draw = random.Random(seed)
-    steps: list[_Step] = []
-    false, true = Counter[str](), Counter[str]()
-    done = 0
-    for batch in _batches(pictures):
-        recordings = record_pictures(vlm, [one.open() for one in batch], image_budget=0, **how)
-        for one, recording in zip(batch, recordings, strict=True):
-            found = mentions_in(recording, one.truth, known)
-            false.update(mention.name for mention in found if not mention.there)
-            true.update(mention.name for mention in found if mention.there)
-            steps += _steps_of(recording, found, mentions("", one.truth, known).there, done, draw)
-            done += 1
-        if progress is not None:
-            progress(done)
-    words = [Word(name, false[name], true[name]) for name in {*false, *true}]
-    ordered = tuple(sorted(words, key=lambda word: (-word.false, -word.true, word.name)))
-    return Lesson(tuple(steps), ordered, done)
-
-
-def _batches(pictures: Iterable[Shown]) -> Iterator[list[Shown]]:
-    stream = iter(pictures)
-    while batch := list(islice(stream, BATCH_SIZE)):
-        yield batch
-
-
-def _steps_of(
-    recording: Recording, found: Sequence[Mention], there: frozenset[str], number: int, draw: random.Random
-) -> list[_Step]:
-    named: dict[int, Mention | None] = {mention.step: mention for mention in found}
-    others = [step for step in range(len(recording)) if step not in named]
-    missed = there - {mention.name for mention in found}
-    chosen = {**named, **dict.fromkeys(draw.sample(others, min(OTHER_STEPS, len(others))))}
-    return [
-        _Step(
-            number,
-            int(recording.token_ids[step]),
-            # copies: a view would keep the whole recording
-            recording.activations[step, -1].clone(),
-            recording.stream[step].clone(),
-            recording.statistics[step].clone(),
-            recording.factors[step].clone(),
-            mention,
-            there,
-            missed,
-        )
-        for step, mention in chosen.items()
-    ]
 
 
 def learn(
@@ -222,11 +74,10 @@ def learn(
         "options": asdict(settings),
         "captions": lesson.captions,
         "false mentions": lesson.false,
-        "versions": {name: version(name) for name in ("mmneurons", "torch", "transformers")},
+        "versions": versions(),
     }
-    about = {"name": vlm.name, "class": type(vlm.model).__name__, "fingerprint": base_fingerprint(vlm)}
     used = steps.activations.abs().amax(0) > 0
-    return Edit((_delta(vlm, found.vectors(written), used),), recipe, about)
+    return Edit((_delta(vlm, found.vectors(written), used),), recipe, about(vlm))
 
 
 def _token(vlm: VLM, word: str) -> int:
@@ -295,7 +146,7 @@ def _laid_out(
 
 
 def _carried(
-    vlm: VLM, head: Readout, directions: Float[Tensor, "steps hidden"], steps: Sequence[_Step]
+    vlm: VLM, head: Readout, directions: Float[Tensor, "steps hidden"], steps: Sequence[Step]
 ) -> Float[Tensor, "steps hidden"]:
     """Directions of the head, one for each step, where the last block writes."""
     stream, statistics, factors = (
@@ -315,105 +166,3 @@ def _delta(vlm: VLM, vectors: Float[Tensor, "width hidden"], used: Bool[Tensor, 
     return Delta(
         len(vlm.anatomy.blocks) - 1, columns, (left[:, :rank] * sizes[:rank]).float(), right[:rank].float().contiguous()
     )
-
-
-@dataclass(frozen=True)
-class Grounded:
-    """What was measured on pictures that nothing was learned from.
-
-    Attributes:
-        figures: CHAIRs, CHAIRi and recall before, after, and after less before; the share of captions without a false
-            mention that stay word for word; the share of captions that say the general word.
-        changes: captions that changed.
-        captions: how many there are.
-        refusal: why the edit should not be used; empty where nothing that was measured speaks against it.
-    """
-
-    figures: tuple[Figure, ...]
-    changes: tuple[Change, ...]
-    captions: int
-    refusal: str
-
-    def __getitem__(self, name: str) -> Figure:
-        """A figure by its name."""
-        return next(one for one in self.figures if one.name == name)
-
-
-def ground_captions(
-    vlm: VLM,
-    edit: Edit,
-    pictures: Sequence[Shown],
-    known: Vocabulary,
-    at_least: float,
-    recall: float,
-    progress: Callable[[int], None] | None = None,
-    **how: Unpack[CaptionOptions],
-) -> Grounded:
-    """Caption pictures without the edit and with it, and compare.
-
-    Args:
-        vlm: the model, unedited.
-        edit: what was learned.
-        pictures: that nothing was learned from.
-        known: the objects.
-        at_least: the share of captions without a false mention that has to stay word for word.
-        recall: by how much recall may fall.
-        progress: told how many pictures are done.
-        **how: of captions.
-    """
-    before: list[str] = []
-    after: list[str] = []
-    for start in range(0, len(pictures), BATCH_SIZE):
-        opened: list[PictureLike] = [one.open() for one in pictures[start : start + BATCH_SIZE]]
-        before += caption(vlm, opened, **how)
-        with edit.on(vlm):
-            after += caption(vlm, opened, **how)
-        if progress is not None:
-            progress(len(before))
-    said = {
-        later: [mentions(text, one.truth, known) for text, one in zip(texts, pictures, strict=True)]
-        for later, texts in ((False, before), (True, after))
-    }
-    figures = _figures(said, before, after, [one.name for one in pictures], edit)
-    changes = tuple(
-        Change(one.name, old, new) for one, old, new in zip(pictures, before, after, strict=True) if old != new
-    )
-    found = Grounded(tuple(figures), changes, len(pictures), "")
-    return Grounded(found.figures, changes, len(pictures), _refusal(found, at_least, recall))
-
-
-def _figures(
-    said: Mapping[bool, Sequence[Mentions]],
-    before: Sequence[str],
-    after: Sequence[str],
-    names: Sequence[str],
-    edit: Edit,
-) -> list[Figure]:
-    def counted(places: Sequence[int], later: bool) -> list[float]:
-        whole = chair([said[later][place] for place in places])
-        return [whole.sentences, whole.instances, whole.recall]
-
-    figures = changed(("CHAIRs", "CHAIRi", "recall"), names, counted)
-    pairs = list(zip(before, after, said[False], strict=True))
-    figures.append(share("right captions unchanged", [old == new for old, new, own in pairs if not own.hallucinated]))
-    general = edit.recipe.get("general")
-    if isinstance(general, str):
-        figures.append(share(f"captions that say {general!r}", [stands_in(new, 0, general) for new in after]))
-    return figures
-
-
-def _refusal(found: Grounded, at_least: float, recall: float) -> str:
-    unchanged, fallen = found["right captions unchanged"], found["recall added"].estimate.value
-    less = found["CHAIRi added"].estimate.value
-    if not unchanged.captions:
-        return "No caption was right before, so what stays cannot be measured."
-    if unchanged.estimate.value < at_least:
-        return (
-            f"{unchanged.estimate.value:.0%} of the captions that were right stay as they were, less than "
-            f"{at_least:.0%}."
-        )
-    if fallen < -recall:
-        return f"Recall falls by {-fallen:.3f}, more than {recall:g}."
-    if not less < 0:
-        return "Nothing was gained: as much is said as before of what is not there."
-    return ""

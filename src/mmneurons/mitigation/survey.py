@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 from PIL import Image
 
 from mmneurons.edits.task import says
+from mmneurons.measures.edit_outcome import lean
 from mmneurons.mitigation.wishes import Wish
-from mmneurons.recordings import BATCH_SIZE, CaptionOptions, record_pictures
+from mmneurons.recordings import CaptionOptions, batches, record_pictures
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import Recording
 
@@ -120,7 +120,7 @@ def survey(
     counts = dict.fromkeys(learned, 0)
     free = _Reservoir(sizes.kept + sizes.others, seed)
     done = 0
-    for batch in _batches(pictures):
+    for batch in batches(pictures):
         recordings = record_pictures(vlm, [picture for _, picture in batch], image_budget=0, **how)
         for (name, _), recording in zip(batch, recordings, strict=True):
             own = Captioned(name, recording)
@@ -133,14 +133,19 @@ def survey(
             for word in said:
                 counts[word] += 1
                 if len(side[word]) < most:
-                    side[word].append(own)
+                    side[word].append(own if side is learned else _thinned(own))
         done += len(batch)
         if progress is not None:
             progress(done)
     rest = free.shuffled()
     kept = round(len(rest) * sizes.kept / (sizes.kept + sizes.others))
     found = (Found(wish, counts[wish.word], tuple(learned[wish.word]), tuple(held[wish.word])) for wish in wishes)
-    return Survey(done, tuple(found), tuple(rest[:kept]), tuple(rest[kept:]))
+    return Survey(done, tuple(found), tuple(rest[:kept]), tuple(map(_thinned, rest[kept:])))
+
+
+def _thinned(own: Captioned) -> Captioned:
+    """A caption that is only measured on."""
+    return replace(own, recording=lean(own.recording))
 
 
 class _Reservoir:
@@ -159,9 +164,3 @@ class _Reservoir:
 
     def shuffled(self) -> list[Captioned]:
         return self._draw.sample(self._kept, len(self._kept))
-
-
-def _batches(pictures: Iterable[Named]) -> Iterator[list[Named]]:
-    stream = iter(pictures)
-    while batch := list(islice(stream, BATCH_SIZE)):
-        yield batch

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from mmneurons.edits.edit import Edit
-from mmneurons.mitigation.hallucination import Grounded, Lesson
-from mmneurons.reports.mitigation import (
-    ADAPTER,
-    EDIT,
-    FIGURES,
-    SIGNATURE,
-    SUMMARY,
-    Written,
-    changes_table,
-    check_folder,
-    how_to_use,
-)
+from mmneurons.mitigation.grounded import Grounded
+from mmneurons.mitigation.lesson import Lesson
+from mmneurons.reports.mitigation import SIGNATURE, Written, changes_table, how_to_use, write_folder
 from mmneurons.reports.texts import cell, plain
 from mmneurons.vlm.model import VLM
-from mmneurons.whole_files import write_whole
 
 __all__ = ["lesson_lines", "write_grounding"]
 
@@ -49,15 +38,7 @@ def write_grounding(
     Raises:
         RunError: the folder is a file, or holds something.
     """
-    check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = adapter = None
-    if not proof.refusal:
-        path = folder / EDIT
-        edit.save(path)
-        if peft:
-            adapter = edit.to_peft(folder / ADAPTER, vlm)
-    kept = {
+    told = {
         "made by": made_by,
         "model": dict(edit.model),
         "recipe": dict(edit.recipe),
@@ -66,9 +47,8 @@ def write_grounding(
         "changed": [asdict(change) for change in proof.changes],
         "refusal": proof.refusal,
     }
-    write_whole(folder / FIGURES, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
-    write_whole(folder / SUMMARY, _page(vlm, edit, lesson, proof, made_by, adapter is not None).encode())
-    return Written(folder / SUMMARY, path, adapter)
+    page = _page(vlm, edit, lesson, proof, made_by, peft)
+    return write_folder(folder, vlm, None if proof.refusal else edit, told, page, peft)
 
 
 def _page(vlm: VLM, edit: Edit, lesson: Lesson, proof: Grounded, made_by: str, peft: bool) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mmneurons.edits.edit import Edit
 from mmneurons.edits.joined import joined
 from mmneurons.errors import RunError
 from mmneurons.measures.figures import Figure
@@ -19,16 +20,13 @@ from mmneurons.vlm.model import VLM
 from mmneurons.whole_files import write_whole
 
 __all__ = [
-    "ADAPTER",
-    "EDIT",
-    "FIGURES",
     "SIGNATURE",
-    "SUMMARY",
     "Written",
     "changes_table",
     "check_folder",
     "how_to_use",
     "survey_lines",
+    "write_folder",
     "write_mitigation",
 ]
 
@@ -96,17 +94,8 @@ def write_mitigation(
     Raises:
         RunError: see ``check_folder``.
     """
-    check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     proof = mitigation.proof
-    edit = adapter = None
-    if not proof.refusal:
-        whole = joined(mitigation.edits)
-        edit = folder / EDIT
-        whole.save(edit)
-        if peft:
-            adapter = whole.to_peft(folder / ADAPTER, vlm)
-    kept = {
+    told = {
         "made by": made_by,
         "model": dict(mitigation.edits[0].model),
         "pictures": survey.pictures,
@@ -116,10 +105,34 @@ def write_mitigation(
         "at least unchanged": at_least,
         "refusal": proof.refusal,
     }
-    write_whole(folder / FIGURES, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
-    page = _page(vlm, survey, mitigation, made_by, at_least, adapter is not None)
+    page = _page(vlm, survey, mitigation, made_by, at_least, peft)
+    return write_folder(folder, vlm, None if proof.refusal else joined(mitigation.edits), told, page, peft)
+
+
+def write_folder(
+    folder: Path, vlm: VLM, edit: Edit | None, told: Mapping[str, object], page: str, peft: bool
+) -> Written:
+    """Write the figures and the page, and, unless it was refused, the edit, and an adapter if asked for.
+
+    Args:
+        folder: empty, or not there.
+        vlm: the model, unedited.
+        edit: None where it was refused.
+        told: the figures.
+        page: for people.
+        peft: whether an adapter is wanted.
+
+    Raises:
+        RunError: see ``check_folder``.
+    """
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / FIGURES, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
     write_whole(folder / SUMMARY, page.encode())
-    return Written(folder / SUMMARY, edit, adapter)
+    if edit is None:
+        return Written(folder / SUMMARY, None, None)
+    edit.save(folder / EDIT)
+    return Written(folder / SUMMARY, folder / EDIT, edit.to_peft(folder / ADAPTER, vlm) if peft else None)
 
 
 def _as_json(line: Line) -> Mapping[str, object]:

@@ -1,12 +1,14 @@
-"""Distributions over the vocabulary, compared."""
+"""Distributions over the vocabulary: compared, and their most likely tokens."""
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["kl"]
+from mmneurons.vlm.model import VLM
+
+__all__ = ["kl", "likeliest"]
 
 
 def kl(
@@ -19,3 +21,10 @@ def kl(
         after: log p, normalised.
     """
     return (before.exp() * (before - after).masked_fill(before == -torch.inf, 0)).sum(-1)
+
+
+def likeliest(vlm: VLM, logits: Float[Tensor, "steps vocabulary"]) -> Int[Tensor, "steps"]:
+    """The most likely token of every step; a placeholder for a picture is never said."""
+    if vlm.image_token_id is not None and vlm.image_token_id < logits.shape[1]:
+        logits = logits.index_fill(1, torch.tensor([vlm.image_token_id], device=logits.device), -torch.inf)
+    return logits.argmax(-1)

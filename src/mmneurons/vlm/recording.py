@@ -30,6 +30,7 @@ from mmneurons.vlm.shuffling import shuffled_image_tokens
 
 __all__ = [
     "IMAGE_BUDGET",
+    "LEAN",
     "Keep",
     "Recording",
     "Tape",
@@ -58,6 +59,10 @@ class Keep:
     image_budget: int = IMAGE_BUDGET
     gates: bool = False
     shuffle: int | None = None
+
+
+LEAN = Keep(image_budget=0)
+"""Nothing at image positions: what captions alone need."""
 
 
 @dataclass(frozen=True, eq=False)
