@@ -8,7 +8,7 @@ import argparse
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +157,25 @@ def _draw(groups: Mapping[str, Sequence[Row]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def _pairs(groups: Mapping[str, Sequence[Row]]) -> set[tuple[str, str]]:
+    """The pairs of words that every group has."""
+    return set.intersection(*({(row["source"], row["to"]) for row in own} for own in groups.values()))
+
+
+def _within(groups: Mapping[str, Sequence[Row]], pairs: Container[tuple[str, str]]) -> dict[str, list[Row]]:
+    return {name: [row for row in own if (row["source"], row["to"]) in pairs] for name, own in groups.items()}
+
+
+def _compared(rows: Sequence[Row], kind: str) -> dict[str, list[Row]]:
+    """What was measured of a kind and of the default, on the pairs that all of them have."""
+    found = _named(rows, kind)
+    if not found:
+        return {}
+    groups = {f"{name} (default)": own for name, own in _named(rows, "swap").items()} | found
+    pairs = _pairs(groups)
+    return _within(groups, pairs) if pairs else {}
+
+
 def _page(rows: Sequence[Row], folder: Path) -> list[str]:
     lines = ["# Edits of the demo model, measured", ""]
     lines += ["Made by `python -m zoo.editing` and `python -m zoo.editing_tables`.", ""]
@@ -167,17 +186,15 @@ def _page(rows: Sequence[Row], folder: Path) -> list[str]:
         lines += _swaps(own)
     for own in _named(rows, "suppress").values():
         lines += [f"## {len(own)} words that are not to be said", "", *_suppressed(own), ""]
-    compared = _named(rows, "margin", "rival")
-    if compared:
-        pairs = {(row["source"], row["to"]) for own in compared.values() for row in own}
-        base = {
-            f"{name} (default)": [row for row in own if (row["source"], row["to"]) in pairs]
-            for name, own in swaps.items()
-        }
-        shown = {**base, **compared}
-        lines += ["## The frontier, and rivals", "", *_table(shown), ""]
-        lines += ["![Generality against what stays](frontier.svg)", ""]
-        _draw(shown, folder / "frontier.svg")
+    margins, rivals = (_compared(rows, kind) for kind in ("margin", "rival"))
+    for title, shown in (("The margin", margins), ("Rivals", rivals)):
+        if shown:
+            lines += [f"## {title}, on the same pairs of words", "", *_table(shown), ""]
+    if rivals:
+        pairs = _pairs(rivals)
+        drawn = rivals | {name: own for name, own in _within(margins, pairs).items() if len(own) == len(pairs)}
+        lines += [f"![Generality against what stays, {len(pairs)} pairs of words](frontier.svg)", ""]
+        _draw(drawn, folder / "frontier.svg")
     return lines
 
 

@@ -140,7 +140,7 @@ def other_model(place, checkpoint):
         (("--say", "cat", "--instead-of", "image"), "but in the prefix 'An image of'"),
         (
             ("--say", "", "--instead-of", "dog"),
-            "error: --say '' is empty. To have a word not said at all, use --never-say",
+            "error: The word that is to be said instead is empty. To have a word not said at all, use --never-say",
         ),
         (("--never-say", "dog", "--option", "margin=abc"), "margin='abc' is not possible: it has to be a number."),
         (("--never-say", "dog", "--option", "blocks=x"), "it has to be a whole number, or a list of such."),

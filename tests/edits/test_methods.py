@@ -99,6 +99,18 @@ def test_what_is_learned_says_the_target(demo, task):
 
 
 @pytest.mark.slow
+def test_fine_moves_weights_by_its_own_rate_and_leaves_the_last_blocks(demo, task):
+    solution = make_method("fine", {"steps": 1})(task)
+    assert sum(len(delta.columns) for delta in solution.deltas) == 5
+    assert max(delta.block for delta in solution.deltas) < 27
+    for delta in solution.deltas:
+        # Adam's first step is the rate wherever there is a gradient
+        moved = delta.vectors.abs()
+        assert torch.allclose(moved[moved > 0], torch.tensor(1e-3), rtol=1e-2)
+        assert (moved > 0).float().mean() > 0.99
+
+
+@pytest.mark.slow
 def test_a_keep_set_holds_what_is_learned_back(demo, task):
     """Beside the same number of steps without one."""
     places = {}

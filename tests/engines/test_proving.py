@@ -131,6 +131,9 @@ def test_what_cannot_be_proved(model, named, edit, llava):
         prove(model, edit, Tried(named), rivals=True)
     with pytest.raises(OptionError, match="no picture to try"):
         prove(model, edit, Tried(named[2:3], learned=named[2:3]))
+    twins = [named[0], Picture("drawings/0.png", named[1].image, named[1].image_id)]
+    with pytest.raises(OptionError, match=r"two of the pictures are called so"):
+        prove(model, edit, Tried(twins, hops=[Hop("0.png", "What fruit is it?", "bicycle")]))
     other = mmn.wrap(*tiny.tiny_llava(seed=1))
     with pytest.raises(EditError, match="fingerprint"):
         prove(other, edit, Tried(named))

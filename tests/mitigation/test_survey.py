@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 import mmneurons as mmn
+from mmneurons.errors import EditError
 from mmneurons.mitigation.survey import Sizes, survey
 from mmneurons.mitigation.wishes import Wish
 
@@ -74,3 +75,8 @@ def test_no_more_of_a_word_than_asked_for(saying):
     found = saying(["a dog"] * 11, [Wish("dog")], sizes=Sizes(learned=2, held=3))
     (dog,) = found.found
     assert (dog.count, len(dog.learned), len(dog.held)) == (11, 2, 3)
+
+
+def test_something_of_every_kind_is_kept():
+    with pytest.raises(EditError, match="at least one caption"):
+        Sizes(kept=0, others=0)

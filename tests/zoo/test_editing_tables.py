@@ -63,3 +63,17 @@ def test_the_table_grows_and_keeps_what_it_has(tmp_path, monkeypatch):
     with (tmp_path / "page" / "edits.csv").open(newline="") as file:
         assert [row["source"] for row in csv.DictReader(file)] == ["dog", "horse"]
     assert "| least squares | 2 |" in (tmp_path / "page" / "README.md").read_text()
+
+
+def test_methods_are_compared_on_the_pairs_that_all_of_them_have(tmp_path, monkeypatch):
+    made = [("swap", "least squares", source) for source in ("dog", "horse", "cow")]
+    made += [("rival", "erase", "dog"), ("rival", "erase", "horse"), ("rival", "ban", "horse")]
+    lines = [json.dumps({**ENTRY, "kind": kind, "name": name, "source": source}) for kind, name, source in made]
+    (tmp_path / "edits.jsonl").write_text("\n".join(lines))
+    page = tmp_path / "page"
+    monkeypatch.setattr("sys.argv", ["tables", "--edits", str(tmp_path / "edits.jsonl"), "--page", str(page)])
+    main()
+    rivals = (page / "README.md").read_text().partition("## Rivals")[2]
+    for name in ("least squares (default)", "erase", "ban"):
+        assert f"| {name} | 1 |" in rivals
+    assert (page / "frontier.svg").exists()

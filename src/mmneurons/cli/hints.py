@@ -9,8 +9,6 @@ __all__ = ["for_shell"]
 _HINTS: tuple[tuple[str, str], ...] = (
     (r"force=True", "--force"),
     (r"pass to=None", "use --never-say WORD"),
-    (r"^source=", "What is not to be said: "),
-    (r"^to=", "--say "),
     (r"out of keep;", "out of --keep;"),
     (r"Pass pictures=\[…\] whose captions say it, or .*: mmn\.find\(.*\]\.", "Name pictures whose captions say it."),
     (r"mmn\.caption\(vlm, picture\) shows", "mmn find shows"),

@@ -34,7 +34,7 @@ from mmneurons.vlm.distributions import kl
 from mmneurons.vlm.sites import columns as columns_of
 from mmneurons.vlm.upper import Added, Said, Upper, upper
 
-__all__ = ["FineTune", "Learned", "LoRA", "Refined"]
+__all__ = ["FiNE", "FineTune", "Learned", "LoRA", "Refined"]
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,52 @@ class Learned:
         Raises:
             OptionError: there are not so many neurons.
         """
-        places = best_neurons(task, self.finder, self.k, self.skip_last)
-        start = [
-            Delta.of_vectors(block, columns, torch.zeros(len(columns), task.vlm.anatomy.hidden))
-            for block, columns in by_block(places)
-        ]
+        start = _nothing_at(task, best_neurons(task, self.finder, self.k, self.skip_last))
         weights = _Weights(self.earlier, self.keep, self.repeat, self.size)
         deltas = descend(task, start, False, weights, self.steps, self.rate, self.kept_at_once, self.seed)
         return Solution(deltas, settings(self))
+
+
+@dataclass(frozen=True)
+class FiNE:
+    """``Learned`` with the settings of FiNE (Pan et al., ICLR 2025, its released code): no keep set, no last blocks.
+
+    What differs from there: neurons are chosen by a finder's score of the word summed over the requests, not for each
+    token anew, and a request is a picture with its caption, not a text.
+
+    Attributes:
+        k: how many neurons are edited.
+        finder: what chooses them.
+        skip_last: how many blocks at the end are left out.
+        steps: of Adam, at most.
+        rate: its step, in units of the weights; 5e-3 is what FiNE took for LLaMA-2.
+        earlier: α.
+        repeat: β.
+        size: γ.
+    """
+
+    k: int = 5
+    finder: str = "contribution"
+    skip_last: int = 3
+    steps: int = 50
+    rate: float = 1e-3
+    earlier: float = 1.0
+    repeat: float = 10.0
+    size: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_whole("k", self.k)
+        _check(self.steps, self.rate, 1)
+
+    def __call__(self, task: Task) -> Solution:
+        """Learn.
+
+        Raises:
+            OptionError: there are not so many neurons.
+        """
+        start = _nothing_at(task, best_neurons(task, self.finder, self.k, self.skip_last))
+        weights = _Weights(self.earlier, 0.0, self.repeat, self.size)
+        return Solution(descend(task, start, False, weights, self.steps, self.rate, 8, 0, shares=False), settings(self))
 
 
 @dataclass(frozen=True)
@@ -157,10 +195,7 @@ class FineTune:
             places = [(block, column) for block in chosen for column in range(anatomy.blocks[block].width)]
         else:
             places = best_neurons(task, self.finder, self.k)
-        start = [
-            Delta.of_vectors(block, columns, torch.zeros(len(columns), anatomy.hidden))
-            for block, columns in by_block(places)
-        ]
+        start = _nothing_at(task, places)
         deltas = descend(task, start, False, _Weights(0.0, 0.0, 0.0, 0.0), self.steps, self.rate, 1, 0)
         return Solution(deltas, settings(self))
 
@@ -203,6 +238,12 @@ class LoRA:
         return Solution(deltas, settings(self))
 
 
+def _nothing_at(task: Task, places: Sequence[tuple[int, int]]) -> list[Delta]:
+    """Edits of columns that add nothing yet."""
+    hidden = task.vlm.anatomy.hidden
+    return [Delta.of_vectors(block, columns, torch.zeros(len(columns), hidden)) for block, columns in by_block(places)]
+
+
 def _check(steps: int, rate: float, kept_at_once: int) -> None:
     check_whole("steps", steps)
     check_whole("kept_at_once", kept_at_once)
@@ -230,6 +271,7 @@ def descend(
     kept_at_once: int,
     seed: int,
     stop: bool = True,
+    shares: bool = True,
 ) -> tuple[Delta, ...]:
     """Adam on the directions of deltas, and with ``both`` on how much of them every column writes.
 
@@ -239,11 +281,12 @@ def descend(
         both: whether the weights of the directions are learned, too.
         weights: of the loss.
         steps: at most.
-        rate: the step, as a share of the mean length of a column.
+        rate: the step.
         kept_at_once: how many captions of the keep set a step looks at.
         seed: of these draws.
         stop: whether to stop as soon as every wanted token has p ≥ 0.9, and every token of the keep set, where it has
             a weight, is the most likely one still.
+        shares: whether the step is a share of the mean length of a column; else it is one of the weights themselves.
     """
     vlm = task.vlm
     lowest = min(delta.block for delta in start)
@@ -260,7 +303,7 @@ def descend(
         if choices:
             terms.append((weight, choices))
     draw = random.Random(seed)
-    length = {delta.block: _mean_length(task, delta) for delta in start}
+    length = {delta.block: _mean_length(task, delta) if shares else 1.0 for delta in start}
     parameters = []
     shown = []
     for delta in start:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
-from mmneurons.edits.learned import FineTune, Learned, LoRA, Refined
+from mmneurons.edits.learned import FiNE, FineTune, Learned, LoRA, Refined
 from mmneurons.edits.least_squares import LeastSquares
 from mmneurons.edits.rivals import Ban, Erase, KnowledgeNeurons, Scale
 from mmneurons.edits.solution import Solution
@@ -27,6 +27,7 @@ class Method(Protocol):
 METHODS: dict[str, type] = {
     "least_squares": LeastSquares,
     "learned": Learned,
+    "fine": FiNE,
     "refined": Refined,
     "knowledge_neurons": KnowledgeNeurons,
     "erase": Erase,

@@ -12,6 +12,7 @@ from mmneurons.edits.forms import Form, forms_of, matching
 from mmneurons.english import are_forms, fold
 from mmneurons.errors import EditError, RecordingError
 from mmneurons.recordings import read, spell
+from mmneurons.vlm.inputs import word_ids
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import LEAN, Recording, record_forced
 from mmneurons.vlm.upper import Said
@@ -158,19 +159,19 @@ def check_words(vlm: VLM, swap: Swap) -> None:
     tokenizer = getattr(vlm.processor, "tokenizer", None)
     if tokenizer is None:
         raise EditError("Words can only be edited in a model with a processor. Pass mmn.wrap(model, processor).")
-    for name, text in (("source", swap.source), ("to", swap.to)):
+    if not swap.source.strip():
+        raise EditError("The word that is not to be said is empty. Name one.")
+    if swap.to is not None and not swap.to.strip():
+        raise EditError("The word that is to be said instead is empty. To have a word not said at all, pass to=None.")
+    for text in (swap.source, swap.to):
         if text is None:
             continue
-        if not text.strip():
-            raise EditError(f"{name}={text!r} is empty. To have a word not said at all, pass to=None.")
-        ids = tokenizer(f" {text.strip()}", add_special_tokens=False)["input_ids"]
+        ids = word_ids(vlm, text.strip())
         silent = {*tokenizer.all_special_ids, vlm.image_token_id}
         if tokenizer.unk_token_id is not None:
             silent.add(tokenizer.unk_token_id)
         if not ids or silent.intersection(ids) or fold(text.strip()) not in fold(tokenizer.decode(ids)):
-            raise EditError(
-                f"{name}={text!r} cannot be said by this model: its tokens are no text. Choose other words."
-            )
+            raise EditError(f"{text!r} cannot be said by this model: its tokens are no text. Choose other words.")
     if swap.to is not None and is_same_word(swap.source, swap.to):
         raise EditError(f"{swap.to!r} is {swap.source!r} itself, or a form of it: there is nothing to change.")
 
@@ -257,10 +258,8 @@ def _occurrences(recording: Recording, swap: Swap) -> list[Word]:
 
 
 def _first_tokens(vlm: VLM, swap: Swap) -> frozenset[int]:
-    """The first tokens of the word's spellings, behind a blank."""
-    tokenizer = getattr(vlm.processor, "tokenizer", None)
-    assert tokenizer is not None
-    return frozenset(tokenizer(f" {text}", add_special_tokens=False)["input_ids"][0] for text in swap.spellings)
+    """The first tokens of the word's spellings."""
+    return frozenset(word_ids(vlm, text)[0] for text in swap.spellings)
 
 
 def _before(recording: Recording, step: int, spelled: frozenset[int]) -> Kept:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -220,6 +220,15 @@ def _learned(vlm: VLM, edit: Edit, method: str, tried: Tried, kept: Sequence[Rec
     )
 
 
+def _check_names(pictures: Sequence[Picture], asked: Collection[str]) -> None:
+    """Refuse a question that may be about either of two pictures."""
+    ids: dict[str, str] = {}
+    for one in pictures:
+        file = Path(one.name).name
+        if file in asked and ids.setdefault(file, one.image_id) != one.image_id:
+            raise OptionError(f"A question is about {file}, and two of the pictures are called so. Rename one of them.")
+
+
 class _Trial:
     """What the unedited model says, once for all edits."""
 
@@ -233,6 +242,7 @@ class _Trial:
             self.notes.append(f"{count} of the pictures are among those learned from, and were left out of the others.")
         if not pictures:
             raise OptionError("There is no picture to try the edit on that it was not learned from. Name others.")
+        _check_names((*tried.learned, *pictures), {hop.file for hop in tried.hops})
         self._truths = self._matched(pictures)
         self._shown = [_shown(truth, tried.known, swaps) for truth in self._truths]
         self._labels: dict[str, list[tuple[str, str]]] = {}

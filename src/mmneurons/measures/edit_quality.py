@@ -20,7 +20,8 @@ And nothing else, over captions that said neither source nor target, of pictures
 - *CHAIR* and *POPE*: see ``mmneurons.measures.edit_hallucination``.
 
 Of several edits in force each is judged by its own request, and what must stay is what concerns none of them. Shares
-have 95 % score intervals (Wilson), everything else bootstrap intervals over pictures: ``mmneurons.measures.figures``.
+of captions after the edit have 95 % score intervals (Wilson); means, and what has a before and an after, have bootstrap
+intervals over pictures: ``mmneurons.measures.figures``.
 """
 
 from __future__ import annotations

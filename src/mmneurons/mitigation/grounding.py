@@ -116,12 +116,26 @@ class Grounding:
     eased: float
 
     def vectors(self, written: Written) -> Float[Tensor, "width hidden"]:
-        """What every column gets in all."""
+        """What every column gets in all.
+
+        Args:
+            written: what the logits are read along.
+        """
         return self.correction + self.doubt[:, None] * written.general
 
 
 def ground(steps: Steps, written: Written, settings: Settings | None = None) -> Grounding:
-    """Learn both."""
+    """Learn the correction, and the doubt if a general word is asked for.
+
+    Args:
+        steps: of captions whose truth is known.
+        written: what the logits are read along.
+        settings: how it is learned.
+
+    Returns:
+        What every column gets; the doubt is zero where no general word is asked for, or where every ease costs more
+        recall than may be lost.
+    """
     settings = settings or Settings()
     scale = _scale(steps)
     correction = _corrected(steps, written, settings, scale)

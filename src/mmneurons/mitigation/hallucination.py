@@ -19,6 +19,7 @@ from mmneurons.errors import EditError
 from mmneurons.measures.objects import Vocabulary
 from mmneurons.mitigation.grounding import Settings, Steps, Written, ground
 from mmneurons.mitigation.lesson import Lesson, Step
+from mmneurons.vlm.inputs import word_ids
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.paths import carry_back
 from mmneurons.vlm.readout import Readout, readout
@@ -81,10 +82,7 @@ def learn(
 
 
 def _token(vlm: VLM, word: str) -> int:
-    tokenizer = getattr(vlm.processor, "tokenizer", None)
-    if tokenizer is None:
-        raise EditError("Words can only be edited in a model with a processor. Pass mmn.wrap(model, processor).")
-    ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    ids = word_ids(vlm, word)
     if not ids:
         raise EditError(f"{word!r} cannot be said by this model: it has no tokens. Choose another word.")
     return ids[0]

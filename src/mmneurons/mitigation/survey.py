@@ -10,6 +10,7 @@ from typing import Unpack
 from PIL import Image
 
 from mmneurons.edits.task import says
+from mmneurons.errors import EditError
 from mmneurons.measures.edit_outcome import lean
 from mmneurons.mitigation.wishes import Wish
 from mmneurons.recordings import CaptionOptions, batches, record_pictures
@@ -50,6 +51,10 @@ class Sizes:
     held: int = 24
     kept: int = 160
     others: int = 200
+
+    def __post_init__(self) -> None:
+        if min(self.learned, self.held, self.kept, self.others) < 1:
+            raise EditError(f"Of every kind at least one caption is needed, to learn from and to measure on: {self}.")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from mmneurons.edits.edit import Edit
 from mmneurons.mitigation.grounded import Grounded
 from mmneurons.mitigation.lesson import Lesson
 from mmneurons.reports.mitigation import SIGNATURE, Written, changes_table, how_to_use, write_folder
-from mmneurons.reports.texts import cell, plain
+from mmneurons.reports.texts import cell, count_of, plain
 from mmneurons.vlm.model import VLM
 
 __all__ = ["lesson_lines", "write_grounding"]
@@ -23,7 +23,7 @@ def lesson_lines(lesson: Lesson, held: int) -> list[str]:
     wrong = [word for word in lesson.words if word.false]
     count = sum(word.false + word.true for word in lesson.words)
     lines = [
-        f"{lesson.captions} pictures to learn from, {held} to measure on.",
+        f"{count_of(lesson.captions, 'picture')} to learn from, {held} to measure on.",
         f"{lesson.false} of {count} mentions are of things that are not there. Most often",
     ]
     width = max((len(word.name) for word in wrong[:10]), default=0)
@@ -62,14 +62,15 @@ def _page(vlm: VLM, edit: Edit, lesson: Lesson, proof: Grounded, made_by: str, p
         "",
         f"**Refused.** {proof.refusal} No edit was written." if proof.refusal else "**Can be used.**",
         "",
-        f"Model {plain(vlm.name)}. Learned from {lesson.captions} pictures, measured on {proof.captions} others. "
+        f"Model {plain(vlm.name)}. Learned from {count_of(lesson.captions, 'picture')}, measured on {proof.captions} "
+        f"that it was not learned from. "
         f"{unsure} In brackets 95 % intervals.",
         "",
         "| | | captions |",
         "|---|---|---|",
         *(f"| {cell(one.name)} | {one.estimate:.3f} | {one.captions} |" for one in proof.figures),
         "",
-        f"## What was said of things that are not there, in the {lesson.captions} captions that were learned from",
+        f"## Things that are not there, named in {count_of(lesson.captions, 'caption')} that were learned from",
         "",
         "| object | wrong | right |",
         "|---|---|---|",

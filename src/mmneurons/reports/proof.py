@@ -93,7 +93,10 @@ def _page(proof: Proof) -> str:
     counts = {name: len(set(own["picture"])) for (name,), own in proof.outcomes.group_by("pool", maintain_order=True)}
     told = f"Tried on {counts['others']} pictures of {model}"
     told += f"; learned from {counts['learned']}" if "learned" in counts else ""
-    lines += ["", f"{told}. In brackets 95 % intervals: of shares Wilson's, else bootstrap over pictures.", ""]
+    told += (
+        ". In brackets 95 % intervals: Wilson's for shares of captions; for means, and for what has a before and an "
+    )
+    lines += ["", f"{told}after, bootstrap over pictures.", ""]
     lines += _table(proof)
     if proof.notes:
         lines += ["", *(f"- {plain(note)}" for note in proof.notes)]

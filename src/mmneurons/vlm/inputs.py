@@ -25,6 +25,7 @@ __all__ = [
     "make_inputs",
     "make_text_inputs",
     "prefix_of",
+    "word_ids",
     "write_prompt",
 ]
 
@@ -178,6 +179,19 @@ def continuation(vlm: VLM, request: Request, text: str) -> list[int]:
             f"{text!r} holds a control token such as {tokenizer.decode([i for i in ids if i in control])!r}."
         )
     return ids
+
+
+def word_ids(vlm: VLM, text: str) -> list[int]:
+    """The ids of a word, or phrase, that stands behind another word.
+
+    A tokenizer that puts a blank in front of every text (Llama's) has a token for that blank alone where the text
+    begins with one, too; so the word is written behind another one.
+    """
+    tokenizer = _processor(vlm).tokenizer
+    before, whole = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in ("a", f"a {text}"))
+    if whole[: len(before)] == before:
+        return whole[len(before) :]
+    return tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
 
 
 def collate(requests: Sequence[Request], pad_token_id: int, left: bool = True) -> dict[str, Tensor]:
