@@ -16,7 +16,7 @@ from mmneurons.vlm.inputs import word_ids
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import LEAN, Recording, record_forced
 from mmneurons.vlm.upper import Said
-from mmneurons.words import Word, find_words, stands_in
+from mmneurons.words import Word, find_words, stands_in, token_spans
 
 __all__ = [
     "Kept",
@@ -293,9 +293,22 @@ def _wants(
         old = {ids[step]} if step == first else set()
         if new[step] != now or step == first:
             wants.append(Want(whole, step, new[step], tuple(({*old, now} | set(spelled)) - {new[step]})))
+    if len(whole) > len(new) and _grows(vlm, whole, len(new)):
+        now = int(whole.logits[len(new)].argmax())
+        wants.append(Want(whole, len(new), behind[0], (now,)))
     wants = [want for want in wants if want.target not in want.sources]
-    later = tuple(step for step in range(len(new), len(whole)) if int(whole.logits[step].argmax()) not in spelled)
-    return wants, [Kept(whole, later, own=True)]
+    asked = {want.step for want in wants}
+    later = (step for step in range(len(new), len(whole)) if step not in asked)
+    stay = tuple(step for step in later if int(whole.logits[step].argmax()) not in spelled)
+    return wants, [Kept(whole, stay, own=True)]
+
+
+def _grows(vlm: VLM, recording: Recording, step: int) -> bool:
+    """Whether the model would go on with letters there, so that the word before became a longer one: hand, handbag."""
+    assert vlm.processor is not None
+    now = int(recording.logits[step].argmax())
+    text, _ = token_spans(vlm.processor.tokenizer, ids_of(recording)[:step], [now])
+    return text[:1].isalnum()
 
 
 def _is_plural(surface: str, swap: Swap) -> bool:
