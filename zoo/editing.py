@@ -41,7 +41,6 @@ MARGINS = (4.0, 8.0, 16.0, 24.0, 40.0)
 RIVALS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "learned": ("learned", {"keep": 5.0, "rate": 0.05}),
     "refined": ("refined", {}),
-    "FiNE": ("fine", {}),
     "knowledge neurons": ("knowledge_neurons", {"finder": "contribution"}),
     "erase": ("erase", {}),
     "scale": ("scale", {}),
@@ -49,6 +48,7 @@ RIVALS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "fine-tune, all of the last block": ("finetune", {"k": None, "rate": 0.02}),
     "LoRA": ("lora", {"rate": 0.05}),
     "ban": ("ban", {}),
+    "FiNE": ("fine", {}),
 }
 
 

@@ -32,6 +32,7 @@ def toy():
         right=wanted.clone(),
         mention=kind != 2,
         caption=torch.arange(count) // 4,
+        objects=torch.full((count,), 3),
     )
     return steps, Written(directions[:4], directions[4]), directions[4], kind
 
@@ -66,7 +67,7 @@ def unsure(toy):
 
 def test_the_general_word_is_said_where_names_are_wrong(unsure):
     steps, written, along, kind = unsure
-    found = ground(steps, written, Settings(recall=0.0, rounds=0))
+    found = ground(steps, written, Settings(recall=0.0, rounds=0, ridge=0.01, stay=1e-3, folds=2))
     after = said(steps, written, along, found.vectors(written))
     assert (after[kind == 3] == 4).float().mean() > 0.2
     assert torch.equal(after[kind != 3], steps.logits[kind != 3].argmax(1))
@@ -80,7 +81,7 @@ def test_how_easily_it_is_said_is_bounded_by_what_recall_may_lose(unsure):
     mixed = Steps(**{**vars(steps), "right": right})
     shares = []
     for recall in (0.0, 0.3):
-        found = ground(mixed, written, Settings(recall=recall, rounds=0))
+        found = ground(mixed, written, Settings(recall=recall, rounds=0, ridge=0.01, stay=1e-3, folds=2))
         after = said(mixed, written, along, found.vectors(written))
         shares.append(float((after[kind == 3] == 4).float().mean()))
     assert shares[0] < 0.1 < shares[1]

@@ -5,9 +5,11 @@ learned from many such steps, both linear in the last block's activations z.
 
 - The *correction* C: likelihood of what is there, with weight decay and few steps of Adam from C = 0,
 
-      max_C  mean_s log Σ_{t may be said at s} p_s(t; C) − decay·‖C‖²,    logit_s(t; C) = logit_s(t) + r_s·z_s C w_t
+      max_C  mean_s log Σ_{t may be said at s} p_s(t; C) − decay·‖C‖² − others·mean_o ‖z_o C‖²,
+      logit_s(t; C) = logit_s(t) + r_s·z_s C w_t
 
-  where w_t is what the head reads token t along, carried back to where the block writes.
+  where w_t is what the head reads token t along, carried back to where the block writes, and o are steps that name
+  nothing: there, little is to be written.
 - The *doubt* a: at steps where even the corrected model would name what is not there, a general word ("thing") is
   lifted above all names, and nowhere else: logistic regression of that on the general word's lead.
 
@@ -44,6 +46,7 @@ class Steps:
         right: which tokens would be no mistake.
         mention: whether an object is named there. Other steps stay as they are.
         caption: of which caption.
+        objects: how many objects that caption's picture shows.
     """
 
     activations: Float[Tensor, "steps width"]
@@ -54,12 +57,18 @@ class Steps:
     right: Bool[Tensor, "steps tokens"]
     mention: Bool[Tensor, "steps"]
     caption: Int[Tensor, "steps"]
+    objects: Int[Tensor, "steps"]
 
     def __getitem__(self, which: Bool[Tensor, "steps"]) -> Steps:
         return Steps(**{name: value[which] for name, value in vars(self).items()})
 
     def __len__(self) -> int:
         return len(self.mention)
+
+    @property
+    def there(self) -> int:
+        """How many objects the pictures of these captions show."""
+        return sum(dict(zip(self.caption.tolist(), self.objects.tolist(), strict=True)).values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,22 +92,22 @@ class Settings:
         decay: of the correction.
         rounds: steps of Adam for the correction; they are few, so that it stays small.
         rate: of these.
-        others: the weight of steps that name nothing, over that of those that do.
-        ridge: of the doubt's first guess.
+        others: the weight of what is written at steps that name nothing.
+        ridge: of the doubt's first guess, over the number of steps.
         stay: weight decay of the doubt, towards its first guess.
         recall: by how much recall may fall among steps that are learned from, in cross-validation. None for no general
             word.
         folds: of the cross-validation.
     """
 
-    decay: float = 3e-4
-    rounds: int = 60
+    decay: float = 3e-5
+    rounds: int = 100
     rate: float = 3e-4
-    others: float = 5.0
-    ridge: float = 0.2
-    stay: float = 1e-3
+    others: float = 1e-3
+    ridge: float = 2.0
+    stay: float = 1e-2
     recall: float | None = 0.015
-    folds: int = 2
+    folds: int = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,10 +155,10 @@ def ground(steps: Steps, written: Written, settings: Settings | None = None) -> 
     if eased == -float("inf"):
         return Grounding(correction / scale[:, None], nothing, eased)
     doubt = _doubt(steps, written, correction, settings, scale)
-    return Grounding(correction / scale[:, None], (doubt + eased * _naming(steps, settings, scale)) / scale, eased)
+    return Grounding(correction / scale[:, None], (doubt + eased * _naming(steps, scale)) / scale, eased)
 
 
-_EASED = tuple(step / 4 for step in range(-12, 13))
+_EASED = tuple(step / 4 for step in range(-12, 25))
 """How easily the general word may be lifted, in logits."""
 
 
@@ -161,21 +170,20 @@ def _scale(steps: Steps) -> Float[Tensor, "width"]:
 def _corrected(
     steps: Steps, written: Written, settings: Settings, scale: Float[Tensor, "width"]
 ) -> Float[Tensor, "width hidden"]:
-    known = steps.wanted.any(1)
-    own = steps[known]
+    own = steps[steps.mention & steps.wanted.any(1)]
     features = own.activations / scale
+    rest = steps[~steps.mention].activations / scale
+    written_there = rest.T @ rest / max(1, len(rest))
     correction = torch.zeros(len(scale), written.tokens.shape[1], requires_grad=True)
-    if not settings.rounds:
+    if not settings.rounds or not len(own):
         return correction.detach()
     adam = torch.optim.Adam([correction], lr=settings.rate)
     for _ in range(settings.rounds):
         adam.zero_grad()
         after = (own.logits + own.reach[:, None] * (features @ correction @ written.tokens.T)).log_softmax(-1)
         likelihood = after.masked_fill(~own.wanted, -1e9).logsumexp(-1)
-        weight = torch.where(own.mention, 1.0, settings.others)
-        loss = (
-            -(weight * likelihood).sum() / own.mention.sum().clamp_min(1) + settings.decay * correction.square().sum()
-        )
+        still = (correction * (written_there @ correction)).sum()
+        loss = -likelihood.mean() + settings.decay * correction.square().sum() + settings.others * still
         loss.backward()
         adam.step()
     return correction.detach()
@@ -191,17 +199,21 @@ def _after(
 def _ridge(
     features: Float[Tensor, "steps width"], wanted: Float[Tensor, "steps"], ridge: float
 ) -> Float[Tensor, "width"]:
-    rows, count = features.double(), features.shape[1]
-    weight = ridge * count * torch.eye(min(rows.shape)).double()
-    if len(rows) <= count:
+    rows = features.double()
+    weight = ridge * len(rows) * torch.eye(min(rows.shape)).double()
+    if len(rows) <= rows.shape[1]:
         return (rows.T @ torch.linalg.solve(rows @ rows.T + weight, wanted.double())).float()
     return torch.linalg.solve(rows.T @ rows + weight, rows.T @ wanted.double()).float()
 
 
-def _naming(steps: Steps, settings: Settings, scale: Float[Tensor, "width"]) -> Float[Tensor, "width"]:
+_NAMING = 0.05
+"""The ridge of what tells steps that name an object: it has to be near 1 at all of them."""
+
+
+def _naming(steps: Steps, scale: Float[Tensor, "width"]) -> Float[Tensor, "width"]:
     """What is 1 at steps that name an object, and 0 at others."""
     features = steps.reach[:, None] * steps.activations / scale
-    return _ridge(features, steps.mention.float(), settings.ridge)
+    return _ridge(features, steps.mention.float(), _NAMING)
 
 
 _DOUBTED = 60
@@ -249,7 +261,7 @@ def _eased(steps: Steps, written: Written, settings: Settings) -> float:
         scale = _scale(learned)
         correction = _corrected(learned, written, settings, scale)
         lift = _doubt(learned, written, correction, settings, scale)
-        naming = _naming(learned, settings, scale)
+        naming = _naming(learned, scale)
         after = _after(held, written, correction, scale)
         features = held.reach[:, None] * held.activations / scale
         best = after.max(-1)
@@ -259,7 +271,7 @@ def _eased(steps: Steps, written: Written, settings: Settings) -> float:
         for place, eased in enumerate(_EASED):
             now = right & (lead + eased * (features @ naming) < 0)
             gained[place] += float((now[held.mention].float() - was[held.mention].float()).sum())
-        there += int(was[held.mention].sum())
+        there += held.there
     fits = gained >= -settings.recall * there
     # from the strictest on, and no further than where it first costs too much
     allowed = int(fits.long().cumprod(0).sum())

@@ -29,8 +29,8 @@ __all__ = ["GENERAL", "learn"]
 GENERAL = "thing"
 """What is said where the model is unsure, by default."""
 
-RANK, ENERGY = 128, 0.999
-"""The edit's rank at most, and the share of its squared size that is enough."""
+NOTHING = 1e-6
+"""What share of the largest direction counts for nothing."""
 
 
 def learn(
@@ -139,6 +139,7 @@ def _laid_out(
         right,
         torch.tensor([step.mention is not None for step in lesson.steps]),
         torch.tensor([step.caption for step in lesson.steps]),
+        torch.tensor([len(step.there) for step in lesson.steps]),
     )
     return Written(seen[:-1], lift / float(lift @ seen[-1])), steps
 
@@ -155,12 +156,11 @@ def _carried(
 
 
 def _delta(vlm: VLM, vectors: Float[Tensor, "width hidden"], used: Bool[Tensor, "width"]) -> Delta:
-    """The vectors of columns that are ever active, as few directions as hold nearly all of their squared size."""
+    """The vectors of columns that are ever active, whole: columns that are seldom active have long ones."""
     columns = used.nonzero().flatten()
     vectors = vectors[columns]
     left, sizes, right = torch.linalg.svd(vectors.double(), full_matrices=False)
-    kept = sizes.square().cumsum(0) / sizes.square().sum()
-    rank = min(RANK, int((kept < ENERGY).sum()) + 1)
+    rank = max(1, int((sizes > NOTHING * sizes[0]).sum()))
     return Delta(
         len(vlm.anatomy.blocks) - 1, columns, (left[:, :rank] * sizes[:rank]).float(), right[:rank].float().contiguous()
     )
