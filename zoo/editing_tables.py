@@ -193,7 +193,7 @@ def _page(rows: Sequence[Row], folder: Path) -> list[str]:
     if rivals:
         pairs = _pairs(rivals)
         drawn = rivals | {name: own for name, own in _within(margins, pairs).items() if len(own) == len(pairs)}
-        lines += [f"![Generality against what stays, {len(pairs)} pairs of words](frontier.svg)", ""]
+        lines += [f"![Generality against what stays, pairs of words: {len(pairs)}](frontier.svg)", ""]
         _draw(drawn, folder / "frontier.svg")
     return lines
 
