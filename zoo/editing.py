@@ -1,10 +1,9 @@
 """Measures edits of the demo model, for `docs/studies/editing-demo-model.md`.
 
-`python -m zoo.editing --work DIR --out OUT` goes through pairs of words (swaps), words that are not to be said, a sweep
-of the margin, and rivals, one edit after another, and writes a line of JSON for each to `OUT/edits.jsonl`. Stopped and
-started again it goes on behind the last whole line. Every edit is learned from at most eight scenes and measured on
-others, in styles that the model was trained on and in one that it never saw. `--development` draws other scenes and
-other words: choices are made on those.
+`python -m zoo.editing --work DIR --out OUT` goes through the edits of `zoo.editing_jobs` and writes a line of JSON for
+each to `OUT/edits.jsonl`. Stopped and started again it goes on behind the last whole line. Every edit is learned from
+at most eight scenes and measured on others, in styles that the model was trained on and in one that it never saw.
+`--development` goes through the sweep of options, on other scenes and other words: choices are made on those.
 """
 
 import argparse
@@ -12,16 +11,16 @@ import csv
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import mmneurons as mmn
 from mmneurons.edits.methods import make_method
 from mmneurons.edits.task import says
 from mmneurons.measures.edit_outcome import Pool
-from zoo.scenes import Scene, Vocabulary, make_scene
-from zoo.sprites import HELD_OUT, TRAINED, load, read_concepts
+from zoo.editing_jobs import KEPT, jobs, swept, words
+from zoo.scenes import Scene, Vocabulary, make_scene, vocabularies
 
 __all__ = ["main"]
 
@@ -29,65 +28,16 @@ SIDE = 336
 LEARNED, HELD, STRANGE = 8, 8, 5
 """Of how many scenes whose captions say the word: learned from, held out, and held out in the unseen style."""
 
-KEPT, OTHERS, OTHERS_STRANGE = 160, 100, 60
-"""How many scenes must stay as they are, and how many others say whether they do."""
-
-DEVELOPED = ("dog", "horse", "car", "tree", "apple", "guitar", "umbrella", "clock", "bus", "chair")
-"""Words on which choices were made. They are not reported."""
-
-SWAPS, SUPPRESSED, COMPARED, DEAR = 104, 20, 30, 10
-MARGINS = (4.0, 8.0, 16.0, 24.0, 40.0)
-
-RIVALS: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    "learned": ("learned", {"keep": 5.0, "rate": 0.05}),
-    "refined": ("refined", {}),
-    "knowledge neurons": ("knowledge_neurons", {"finder": "contribution"}),
-    "erase": ("erase", {}),
-    "scale": ("scale", {}),
-    "fine-tune, the same columns": ("finetune", {"rate": 0.05}),
-    "fine-tune, all of the last block": ("finetune", {"k": None, "rate": 0.02}),
-    "LoRA": ("lora", {"rate": 0.05}),
-    "ban": ("ban", {}),
-    "FiNE": ("fine", {}),
-}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One edit.
-
-    Attributes:
-        kind: what it is for.
-        name: of the method, as the tables have it.
-        method: of `mmn.edit`.
-        options: of the method.
-        source: the word.
-        to: what is said instead, or None.
-    """
-
-    kind: str
-    name: str
-    method: str
-    options: Mapping[str, object]
-    source: str
-    to: str | None
-
-    @property
-    def key(self) -> str:
-        """What tells it from others."""
-        return json.dumps([self.kind, self.name, self.source, self.to])
+OTHERS, OTHERS_STRANGE = 100, 60
+"""How many scenes say whether captions stay as they are."""
 
 
 class Scenes:
     """Scenes, their captions by the unedited model, and what they show."""
 
     def __init__(self, vlm: mmn.VLM, work: Path, label: str) -> None:
-        concepts, sprites = read_concepts(), load(work)
         self._vlm, self._label = vlm, label
-        self._styles = {
-            name: Vocabulary(concepts, sprites, own) for name, own in (("", TRAINED), ("unseen", (HELD_OUT,)))
-        }
-        self.concepts = concepts
+        self._styles: dict[str, Vocabulary] = dict(zip(("", "unseen"), vocabularies(work), strict=True))
 
     def drawn(self, what: str, numbers: Sequence[int], style: str = "", source: str | None = None) -> list[Scene]:
         """Scenes with a word's thing among others, or any."""
@@ -119,41 +69,6 @@ class Scenes:
         return found[:count]
 
 
-def words(vlm: mmn.VLM, scenes: Scenes) -> list[str]:
-    """Names of one token and of things that are counted, in random order."""
-    assert vlm.processor is not None
-    tokenizer = vlm.processor.tokenizer
-    own = [
-        concept.name
-        for concept in scenes.concepts
-        if concept.number == "count"
-        and " " not in concept.name
-        and len(tokenizer(f" {concept.name}", add_special_tokens=False)["input_ids"]) == 1
-    ]
-    random.Random("words").shuffle(own)
-    return own
-
-
-def jobs(names: Sequence[str], development: bool) -> Iterator[Job]:
-    """What is measured, the most important first. Nothing is reported of words on which choices were made."""
-    rest = [name for name in names if name not in DEVELOPED]
-    if development:
-        pairs = list(zip(DEVELOPED, rest, strict=False))
-    else:
-        pairs = list(zip(rest[0::2], rest[1::2], strict=False))[:SWAPS]
-    for source, to in pairs:
-        yield Job("swap", "least squares", "least_squares", {}, source, to)
-    for source, _ in pairs[:SUPPRESSED]:
-        yield Job("suppress", "least squares", "least_squares", {}, source, None)
-    # pair by pair, so that all methods have the same pairs wherever it is stopped
-    for source, to in pairs[:COMPARED]:
-        for margin in MARGINS:
-            yield Job("margin", f"least squares, margin {margin:g}", "least_squares", {"margin": margin}, source, to)
-    for source, to in pairs[:DEAR]:
-        for name, (method, options) in RIVALS.items():
-            yield Job("rival", name, method, options, source, to)
-
-
 def main() -> None:
     """Measures what is not measured yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -161,11 +76,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--development", action="store_true")
     parser.add_argument("--table", type=Path, help="edits.csv of zoo.editing_tables: what is in it is measured already")
-    parser.add_argument("--kinds", nargs="*", default=None, help="swap, suppress, margin, rival; all by default")
+    parser.add_argument("--kinds", nargs="*", help="swap, suppress, margin, rival, or sweep: …; all by default")
     options = parser.parse_args()
     vlm = mmn.load("demo")
     scenes = Scenes(vlm, options.work, "editing development" if options.development else "editing")
-    names = words(vlm, scenes)
+    names = words(vlm)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "edits.jsonl"
     done = {json.loads(own)["key"] for own in path.read_text().splitlines()} if path.exists() else set()
@@ -179,7 +94,7 @@ def main() -> None:
         own = scenes.drawn("others", range(count), style)
         pools[style], shown[style] = Pool(vlm, scenes.captioned(own)), [sorted(scene.names) for scene in own]
     of_word: dict[str, dict[str, list[tuple[mmn.Recording, frozenset[str]]]]] = {}
-    for job in jobs(names, options.development):
+    for job in (swept if options.development else jobs)(names):
         if job.key in done or (options.kinds and job.kind not in options.kinds):
             continue
         if job.source not in of_word:
@@ -192,10 +107,11 @@ def main() -> None:
         if not own["learned"]:
             continue
         began = time.perf_counter()
-        keep = [one for one in kept if not says(one, job.source)]
+        keep = [one for one in kept[: job.kept] if not says(one, job.source)] if isinstance(job.kept, int) else []
         method = make_method(job.method, job.options)
         learned = [one for one, _ in own["learned"]]
-        edit = mmn.edit(vlm, job.source, job.to, pictures=learned, keep=keep, bundled=False, method=method)
+        bundled = job.kept == "bundled"
+        edit = mmn.edit(vlm, job.source, job.to, pictures=learned, keep=keep, bundled=bundled, method=method)
         seconds = time.perf_counter() - began
         found = {name: Pool(vlm, [one for one, _ in part]).outcomes(edit) for name, part in own.items()}
         found |= {f"others {style}".strip(): pools[style].outcomes(edit) for style in pools}

@@ -10,10 +10,15 @@ import json
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmneurons.measures.intervals import wilson
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["main"]
 
@@ -131,30 +136,53 @@ def _suppressed(rows: Sequence[Row]) -> list[str]:
 
 def _draw(groups: Mapping[str, Sequence[Row]], path: Path) -> None:
     """Generality against what stays, over both styles."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "mmneurons"
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
+    figure, axes = _axes()
     for name, rows in groups.items():
-        still, count, met, said = (
-            sum(_sum(rows, f"{part}: {what}") for part in parts)
-            for parts, what in (
-                (STYLES, "unchanged"),
-                (STYLES, "captions"),
-                (PARTS[1:], "met"),
-                (PARTS[1:], "said"),
-            )
+        axes.plot(*_place(rows), "o", markersize=5)
+        axes.annotate(name, _place(rows), textcoords="offset points", xytext=(4, 4), fontsize=7)
+    _save(figure, axes, path)
+
+
+def _draw_swept(kinds: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) -> None:
+    """The same for all that was tried of every method; what is the default has a ring."""
+    figure, axes = _axes()
+    for number, (kind, groups) in enumerate(kinds.items()):
+        places = [_place(rows) for rows in groups.values()]
+        axes.plot(*zip(*places, strict=True), "o", markersize=4, color=f"C{number}", label=kind.removeprefix("sweep: "))
+        if "default" in groups:
+            axes.plot(*_place(groups["default"]), "o", markersize=9, fillstyle="none", color=f"C{number}")
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, axes, path)
+
+
+def _place(rows: Sequence[Row]) -> tuple[float, float]:
+    """What stays, and what is swapped, over both styles."""
+    still, count, met, said = (
+        sum(_sum(rows, f"{part}: {what}") for part in parts)
+        for parts, what in (
+            (STYLES, "unchanged"),
+            (STYLES, "captions"),
+            (PARTS[1:], "met"),
+            (PARTS[1:], "said"),
         )
-        axes.plot(still / count, met / said, "o", markersize=5)
-        axes.annotate(name, (still / count, met / said), textcoords="offset points", xytext=(4, 4), fontsize=7)
+    )
+    return still / count, met / said
+
+
+def _axes() -> tuple["Figure", "Axes"]:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams["svg.hashsalt"] = "mmneurons"
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _save(figure: "Figure", axes: "Axes", path: Path) -> None:
     axes.set_xlabel("other captions unchanged word for word")
     axes.set_ylabel("captions of new pictures swapped")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
 
 
 def _pairs(groups: Mapping[str, Sequence[Row]]) -> set[tuple[str, str]]:
@@ -181,7 +209,8 @@ def _page(rows: Sequence[Row], folder: Path) -> list[str]:
     lines += ["Made by `python -m zoo.editing` and `python -m zoo.editing_tables`.", ""]
     lines += ["In brackets 95 % intervals (Wilson), behind them the number of captions.", ""]
     swaps = _named(rows, "swap")
-    lines += ["## Swaps", "", *_table(swaps), ""]
+    if swaps:
+        lines += ["## Swaps", "", *_table(swaps), ""]
     for own in swaps.values():
         lines += _swaps(own)
     for own in _named(rows, "suppress").values():
@@ -190,6 +219,16 @@ def _page(rows: Sequence[Row], folder: Path) -> list[str]:
     for title, shown in (("The margin", margins), ("Rivals", rivals)):
         if shown:
             lines += [f"## {title}, on the same pairs of words", "", *_table(shown), ""]
+    swept = {
+        kind: _within(own, _pairs(own))
+        for kind in dict.fromkeys(row["kind"] for row in rows)
+        if kind.startswith("sweep") and (own := _named(rows, kind))
+    }
+    for kind, shown in swept.items():
+        lines += [f"## {kind.capitalize()}", "", *_table(shown), ""]
+    if swept:
+        lines += ["![Generality against what stays, by method](swept.svg)", ""]
+        _draw_swept(swept, folder / "swept.svg")
     if rivals:
         pairs = _pairs(rivals)
         drawn = rivals | {name: own for name, own in _within(margins, pairs).items() if len(own) == len(pairs)}

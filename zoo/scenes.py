@@ -7,13 +7,14 @@ import io
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
-from zoo.sprites import Concept, Sprite, threshold
+from zoo.sprites import HELD_OUT, TRAINED, Concept, Sprite, load, read_concepts, threshold
 
-__all__ = ["GRID", "Scene", "SceneObject", "Vocabulary", "coverage", "describe", "make_scene"]
+__all__ = ["GRID", "Scene", "SceneObject", "Vocabulary", "coverage", "describe", "make_scene", "vocabularies"]
 
 GRID = 7
 COUNTS = ("", "", "two", "three", "four")
@@ -81,6 +82,12 @@ class Vocabulary:
         """A drawing of the thing: first a style, then one of its drawings."""
         by_style = self.drawings[name]
         return rng.choice(by_style[rng.choice(list(by_style))])
+
+
+def vocabularies(work: Path) -> tuple[Vocabulary, Vocabulary]:
+    """Concepts with their drawings in the trained styles, and in the held-out one."""
+    sprites, concepts = load(work), read_concepts()
+    return Vocabulary(concepts, sprites, TRAINED), Vocabulary(concepts, sprites, (HELD_OUT,))
 
 
 def plural(name: str) -> str:

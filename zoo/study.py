@@ -8,13 +8,13 @@ is in many pictures, in styles that the demo model was trained on and in one tha
 import argparse
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 
 from zoo.pictures import run_lengths
-from zoo.scenes import Vocabulary, make_scene
-from zoo.sprites import HELD_OUT, TRAINED, load, read_concepts
+from zoo.scenes import Scene, make_scene, vocabularies
 
-__all__ = ["CONCEPTS", "main"]
+__all__ = ["CONCEPTS", "main", "write_pictures"]
 
 CONCEPTS = ("dog", "cat", "horse", "elephant", "car", "train", "tree", "apple", "pizza", "guitar", "umbrella", "castle")
 SIDE = 336
@@ -29,26 +29,33 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=120)
     parser.add_argument("--development", action="store_true")
     options = parser.parse_args()
-    concepts, sprites = read_concepts(), load(options.work)
+    trained, strange = vocabularies(options.work)
     label = "study development" if options.development else "study"
-    options.out.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for number in range(options.pictures):
+
+    def drawn(number: int) -> Scene:
         rng = random.Random(f"{label}/{number}")
-        styles = (HELD_OUT,) if rng.random() < HELD_OUT_SHARE else TRAINED
-        vocabulary = Vocabulary(concepts, sprites, styles)
+        vocabulary = strange if rng.random() < HELD_OUT_SHARE else trained
         first = CONCEPTS[number % len(CONCEPTS)]
         others = rng.sample([name for name in vocabulary.names if name != first], 2)
         second = rng.choice([name for name in CONCEPTS if name != first])
         names = rng.choice([[first], [first, second], [first, others[0]], [first, second, others[1]]])
         rng.shuffle(names)
-        scene = make_scene(vocabulary, rng, side=SIDE, strength=0.4, names=names)
+        return make_scene(vocabulary, rng, side=SIDE, strength=0.4, names=names)
+
+    write_pictures(options.out, map(drawn, range(options.pictures)))
+
+
+def write_pictures(folder: Path, scenes: Iterable[Scene]) -> None:
+    """Writes scenes into a folder, and `truth.json` beside them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for number, scene in enumerate(scenes):
         file = f"{number:04d}.jpg"
-        scene.image.save(options.out / file, quality=92)
+        scene.image.save(folder / file, quality=92)
         objects = [{"name": o.name, "box": o.box, "runs": run_lengths(o.mask)} for o in scene.objects]
         entries.append({"file": file, "size": scene.image.size, "objects": objects})
     lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
-    (options.out / "truth.json").write_text(f"[\n{lines}\n]\n")
+    (folder / "truth.json").write_text(f"[\n{lines}\n]\n")
 
 
 if __name__ == "__main__":

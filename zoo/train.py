@@ -22,9 +22,8 @@ from torch import nn
 from mmneurons.demo.assembly import WEIGHTS
 from zoo.data import Batch, batches, collate
 from zoo.model import CaptionModel, Ema, Trained, language_parts, name_targets, read_shipped, shipped_tensors
-from zoo.scenes import Vocabulary, describe, make_scene
+from zoo.scenes import Vocabulary, describe, make_scene, vocabularies
 from zoo.score import Lexicon, Tally, read_aliases
-from zoo.sprites import HELD_OUT, TRAINED, load, read_concepts
 
 __all__ = ["Run", "export", "main", "train_captions", "train_dense"]
 
@@ -118,12 +117,6 @@ class Run:
                 looked = time.time()
             if done == 1.0:
                 return
-
-
-def vocabularies(work: Path) -> tuple[Vocabulary, Vocabulary]:
-    """Concepts with their drawings in the trained styles, and in the held-out one."""
-    sprites, concepts = load(work), read_concepts()
-    return Vocabulary(concepts, sprites, TRAINED), Vocabulary(concepts, sprites, (HELD_OUT,))
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from mmneurons.measures.truth import Truth, truth_of_bundled
 from mmneurons.mitigation.grounded import ground_captions
 from mmneurons.mitigation.grounding import Settings
 from mmneurons.mitigation.hallucination import learn
-from mmneurons.mitigation.lesson import Shown, read_lesson
+from mmneurons.mitigation.lesson import Shown, read_lesson, split
 from mmneurons.vlm.pictures import PictureLike, open_picture
 
 pytestmark = pytest.mark.demo
@@ -102,3 +102,21 @@ def test_a_dry_run_writes_nothing(tmp_path):
     assert result.code == 0, result.out
     assert result.events[-1]["captions"] == 4
     assert not (tmp_path / "out").exists()
+
+
+def test_a_share_is_held_out_and_not_learned_from(shown):
+    learned, held = split(shown, 0.3, seed=1)
+    assert (len(learned), len(held)) == (7, 3)
+    assert {one.name for one in learned + held} == {one.name for one in shown}
+    assert [one.name for one in split(shown, 0.3, seed=1)[1]] == [one.name for one in held]
+    assert len({tuple(one.name for one in split(shown, 0.3, seed)[1]) for seed in range(8)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("share", "parts"), [("0", "4 would be learned from and 0"), ("1", "0 would be learned from and 4")]
+)
+def test_something_is_learned_from_and_something_held_out(tmp_path, share, parts):
+    asked = ("mitigate", "hallucination", "demo:pictures", "--limit", 4, "--truth", "demo:pictures")
+    result = command(*asked, "--out", tmp_path / "out", "--held", share)
+    assert result.code != 0
+    assert parts in " ".join(result.err.split())

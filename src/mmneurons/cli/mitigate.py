@@ -59,8 +59,8 @@ HALLUCINATION_EXAMPLES = """Examples:
 
     mmn mitigate hallucination val2017 --truth instances_val2017.json --sample 2000 --model M --out grounded
 
-Half of the pictures are learned from, the others are measured on. Where the model is unsure it says a general
-word, "thing" by default; without one (--general none) only what can be put right is changed."""
+Half of the pictures (--held) are learned from, the others are measured on. Where the model is unsure it says a
+general word, "thing" by default; without one (--general none) only what can be put right is changed."""
 
 WHAT, PROOF = "What is not to be said", "Proof"
 
@@ -197,6 +197,12 @@ def hallucination(
             rich_help_panel=PROOF,
         ),
     ] = 0.9,
+    held: Annotated[
+        float,
+        typer.Option(
+            "--held", help="Share of the pictures that are measured on and not learned from.", rich_help_panel=PROOF
+        ),
+    ] = 0.5,
     peft: Annotated[bool, typer.Option("--peft", help="Write an adapter for peft, too.")] = False,
     images: Images = None,
     column: Column = None,
@@ -220,7 +226,7 @@ def hallucination(
     from mmneurons.mitigation.grounded import ground_captions
     from mmneurons.mitigation.grounding import Settings
     from mmneurons.mitigation.hallucination import learn
-    from mmneurons.mitigation.lesson import read_lesson
+    from mmneurons.mitigation.lesson import read_lesson, split
     from mmneurons.nouns import nouns
     from mmneurons.options import check_share
     from mmneurons.reports.grounding import lesson_lines, write_grounding
@@ -229,7 +235,7 @@ def hallucination(
     from mmneurons.sources import gather
 
     output = Output(as_json, quiet)
-    for name, value in (("--at-least", at_least), ("--recall", recall)):
+    for name, value in (("--at-least", at_least), ("--recall", recall), ("--held", held)):
         check_share(name, value)
     truths = truths_of([str(file) for file in truth])
     known = vocabulary_of(truths, aliases, wordnet)
@@ -242,11 +248,11 @@ def hallucination(
         check_folder(out)
     items = gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
     pictures = _with_truth(items, truths, output)
-    learned, held = pictures[0::2], pictures[1::2]
-    if not held:
+    learned, others = split(pictures, held, seed)
+    if not learned or not others:
         raise OptionError(
-            f"{count_of(len(pictures), 'picture')} can be read and have a truth. Give two or more: half of them are "
-            "learned from."
+            f"{count_of(len(pictures), 'picture')} can be read and have a truth, and with --held {held:g} "
+            f"{len(learned)} would be learned from and {len(others)} measured on. Give more pictures, or another share."
         )
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     output.note(repr(vlm))
@@ -257,7 +263,7 @@ def hallucination(
             output.note(f"{what}: {done}/{count} pictures")
 
     lesson = read_lesson(vlm, learned, known, seed, lambda done: tell("learned from", len(learned), done), **how)
-    lines = lesson_lines(lesson, len(held))
+    lines = lesson_lines(lesson, len(others))
     if dry_run:
         said = {word.name: {"false": word.false, "true": word.true} for word in lesson.words}
         text = "\n".join([*lines, "Nothing was learned, nothing written."])
@@ -266,10 +272,10 @@ def hallucination(
     for line in lines:
         output.note(line)
     word = None if general.lower() == "none" else general
-    edit = learn(vlm, lesson, known, word, Settings(recall=0.75 * recall))
+    edit = learn(vlm, lesson, known, word, Settings(recall=0.75 * recall, unchanged=0.25 + 0.75 * at_least))
     output.note(str(edit))
     proof = ground_captions(
-        vlm, edit, held, known, at_least, recall, lambda done: tell("measured on", len(held), done), **how
+        vlm, edit, others, known, at_least, recall, lambda done: tell("measured on", len(others), done), **how
     )
     written = write_grounding(out, vlm, edit, lesson, proof, typed(sys.argv[1:]), peft)
     if proof.refusal:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mmneurons.edits.solution import Solution, live
 from mmneurons.edits.task import Kept, Task, ids_of
+from mmneurons.recordings import batches
 from mmneurons.vlm.distributions import likeliest
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.readout import readout
@@ -56,8 +57,7 @@ def changed_captions(task: Task, solution: Solution) -> Changed:
     added = live(task.vlm, solution.deltas)
     told = _tells(task.vlm, added)
     count = 0
-    for start in range(0, len(kept), _AT_ONCE):
-        part = kept[start : start + _AT_ONCE]
+    for part in batches(kept, _AT_ONCE):
         before, after = _recorded(task.vlm, part, added) if told else _run(task.vlm, part, added)
         sizes = [len(one.steps) for one in part]
         moved = (before != after).split(sizes)

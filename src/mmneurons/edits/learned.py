@@ -30,6 +30,7 @@ from mmneurons.edits.solution import Solution, live, reached, settings
 from mmneurons.edits.task import Kept, Task, Want, ids_of
 from mmneurons.errors import OptionError
 from mmneurons.options import check_whole
+from mmneurons.recordings import batches
 from mmneurons.vlm.distributions import kl
 from mmneurons.vlm.sites import columns as columns_of
 from mmneurons.vlm.upper import Added, Said, Upper, upper
@@ -297,7 +298,7 @@ def descend(
     terms = []
     for weight, kept in ((weights.earlier, own), (weights.keep, others)):
         choices = []
-        for part in _chunks(kept, kept_at_once):
+        for part in batches(kept, kept_at_once):
             said = [Said(one.recording.request, ids_of(one.recording), one.steps) for one in part]
             choices.append((part, upper(vlm, said, lowest)))
         if choices:
@@ -390,10 +391,6 @@ def _with_next(want: Want) -> Said:
     following = want.step + 1 < len(want.recording) and want.target is not None
     steps = (want.step, want.step + 1) if following else (want.step,)
     return Said(want.recording.request, ids_of(want.recording), steps)
-
-
-def _chunks(kept: Sequence[Kept], size: int) -> list[Sequence[Kept]]:
-    return [kept[start : start + size] for start in range(0, len(kept), size)]
 
 
 def _mean_length(task: Task, delta: Delta) -> float:

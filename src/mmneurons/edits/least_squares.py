@@ -26,20 +26,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmneurons.edits.directions import carried, covariance, state, whitened
 from mmneurons.edits.edit import Delta
 from mmneurons.edits.solution import Solution, live, margins, settings
 from mmneurons.edits.task import Kept, Task, Want
 from mmneurons.errors import OptionError
 from mmneurons.options import check_whole
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.paths import carry_back
 from mmneurons.vlm.readout import Readout, readout
 from mmneurons.vlm.upper import upper
 
-__all__ = ["LeastSquares", "covariance"]
-
-SAMPLED = 16384
-"""Over how many ordinary tokens the covariance of the unembeddings is taken, at most."""
+__all__ = ["LeastSquares"]
 
 
 @dataclass(frozen=True)
@@ -218,36 +215,17 @@ def _directions(
     rows, _ = head.rows(torch.tensor([first.now] if first.target is None else [first.target, first.now]))
     gap = -rows[0] if first.target is None else rows[0] - rows[1]
 
-    def carried(directions: Tensor, steps: Sequence[Want]) -> list[Tensor]:
-        """Directions of the head, one for each step, where the blocks write."""
-        stream, statistics, factors = (
-            torch.stack([getattr(want.recording, name)[want.step] for want in steps])
-            for name in ("stream", "statistics", "factors")
-        )
-        back = carry_back(vlm.model, vlm.anatomy, head.pull_back(directions, stream), statistics, factors)
-        return [back.at(vlm.anatomy.blocks[block].sites[0].path).float() for block in blocks]
-
-    own = carried(gap.expand(len(wants), -1), wants)
+    states = [state(want.recording, want.step) for want in wants]
+    own = carried(vlm, head, gap.expand(len(wants), -1), states, blocks)
     directions = {block: here.mean(0) for block, here in zip(blocks, own, strict=True)}
     if spread is not None and whitening is not None:
         # the map from the head to where each block writes, at the first step
-        for block, through in zip(blocks, carried(torch.eye(len(gap)), [first] * len(gap)), strict=True):
-            covariance = through.T @ spread @ through
-            covariance += whitening * covariance.diagonal().mean() * torch.eye(len(gap))
-            directions[block] = torch.linalg.solve(covariance.double(), directions[block].double()).float()
+        maps = carried(vlm, head, torch.eye(len(gap)), states[:1] * len(gap), blocks)
+        for block, through in zip(blocks, maps, strict=True):
+            directions[block] = whitened(directions[block], through, spread, whitening)
     directions = {block: direction / direction.norm() for block, direction in directions.items()}
     gains = [(here @ directions[block]).double() for block, here in zip(blocks, own, strict=True)]
     return directions, torch.stack(gains, 1)
-
-
-def covariance(head: Readout) -> Float[Tensor, "hidden hidden"]:
-    """Of the unembeddings of ordinary tokens."""
-    ordinary = head.ordinary.nonzero().flatten()
-    if len(ordinary) > SAMPLED:
-        ordinary = ordinary[torch.randperm(len(ordinary), generator=torch.Generator().manual_seed(0))[:SAMPLED]]
-    rows, _ = head.rows(ordinary)
-    rows = rows - rows.mean(0)
-    return rows.T @ rows / len(rows)
 
 
 def _joined(

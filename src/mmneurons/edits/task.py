@@ -293,9 +293,9 @@ def _wants(
         old = {ids[step]} if step == first else set()
         if new[step] != now or step == first:
             wants.append(Want(whole, step, new[step], tuple(({*old, now} | set(spelled)) - {new[step]})))
-    if len(whole) > len(new) and _grows(vlm, whole, len(new)):
-        now = int(whole.logits[len(new)].argmax())
-        wants.append(Want(whole, len(new), behind[0], (now,)))
+    grown = _grown(vlm, whole, len(new))
+    if grown is not None:
+        wants.append(Want(whole, len(new), behind[0], (grown,)))
     wants = [want for want in wants if want.target not in want.sources]
     asked = {want.step for want in wants}
     later = (step for step in range(len(new), len(whole)) if step not in asked)
@@ -303,12 +303,14 @@ def _wants(
     return wants, [Kept(whole, stay, own=True)]
 
 
-def _grows(vlm: VLM, recording: Recording, step: int) -> bool:
-    """Whether the model would go on with letters there, so that the word before became a longer one: hand, handbag."""
+def _grown(vlm: VLM, recording: Recording, step: int) -> int | None:
+    """With what the model would go on there so that the word before became a longer one: hand, handbag."""
     assert vlm.processor is not None
+    if step >= len(recording):
+        return None
     now = int(recording.logits[step].argmax())
     text, _ = token_spans(vlm.processor.tokenizer, ids_of(recording)[:step], [now])
-    return text[:1].isalnum()
+    return now if text[:1].isalnum() else None
 
 
 def _is_plural(surface: str, swap: Swap) -> bool:

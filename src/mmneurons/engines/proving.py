@@ -23,7 +23,7 @@ from mmneurons.measures.hops import Hop, ask_hops
 from mmneurons.measures.objects import Vocabulary
 from mmneurons.measures.text_prompts import PROMPTS, record_texts
 from mmneurons.measures.truth import BUNDLED, Truth, matched
-from mmneurons.recordings import BATCH_SIZE, MAX_NEW_TOKENS, record_pictures
+from mmneurons.recordings import MAX_NEW_TOKENS, batches, record_pictures
 from mmneurons.sources import gather
 from mmneurons.sources.item import Item, image_id
 from mmneurons.vlm.inputs import PREFIX, PROMPT
@@ -316,8 +316,7 @@ class _Trial:
         tried, found = self._tried, list[Recording]()
         self._labels[name] = []
         for prompt in prompts or (tried.prompt,):
-            for start in range(0, len(pictures), BATCH_SIZE):
-                part = pictures[start : start + BATCH_SIZE]
+            for part in batches(pictures):
                 recordings = record_pictures(
                     self._vlm,
                     [one.image for one in part],

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmneurons.errors import RecordingError
-from mmneurons.recordings import BATCH_SIZE, read
-from mmneurons.vlm.inputs import Request, make_text_inputs
+from mmneurons.recordings import say_again
+from mmneurons.vlm.inputs import make_text_inputs
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.recording import LEAN, Recording, record_generation
+from mmneurons.vlm.recording import Recording
 
 __all__ = ["PROMPTS", "record_texts"]
 
@@ -53,15 +53,8 @@ def record_texts(vlm: VLM, prompts: Sequence[str] = PROMPTS, max_new_tokens: int
         RecordingError: the model cannot be asked without a picture.
     """
     requests = [make_text_inputs(vlm, prompt) for prompt in prompts]
-    found: list[Recording] = []
-    for start in range(0, len(requests), BATCH_SIZE):
-        found += _generated(vlm, requests[start : start + BATCH_SIZE], max_new_tokens)
-    return [read(vlm, one) for one in found]
-
-
-def _generated(vlm: VLM, requests: Sequence[Request], max_new_tokens: int) -> list[Recording]:
     try:
-        return record_generation(vlm, requests, max_new_tokens, keep=LEAN)
+        return say_again(vlm, requests, max_new_tokens)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
         # whatever a model's code says that misses its picture
         raise RecordingError(

@@ -14,11 +14,11 @@ learned from many such steps, both linear in the last block's activations z.
   lifted above all names, and nowhere else: logistic regression of that on the general word's lead.
 
 How easily the general word is lifted is one number. It is chosen by cross-validation among the steps that are learned
-from: as far as recall may fall, and no further.
+from: as far as recall may fall and right captions may change, and no further.
 
 Approximations: norms behind the block are frozen at their statistics without the edit, and what they let through at one
-step stands for all, but for its size r_s; the direction that lifts the general word is taken to move no other token; a
-soft-cap of the head is left out. So what the edit does is measured by captions, not taken from here.
+step stands for all, but for its size r_s; tokens that no caption says there, and no object is called by, are taken to
+stay behind; a soft-cap of the head is left out. So what the edit does is measured by captions, not taken from here.
 """
 
 from __future__ import annotations
@@ -83,6 +83,11 @@ class Written:
     tokens: Float[Tensor, "tokens hidden"]
     general: Float[Tensor, "hidden"]
 
+    @property
+    def others(self) -> Float[Tensor, "tokens"]:
+        """What that does to the other tokens' logits."""
+        return self.tokens @ self.general
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -97,6 +102,7 @@ class Settings:
         stay: weight decay of the doubt, towards its first guess.
         recall: by how much recall may fall among steps that are learned from, in cross-validation. None for no general
             word.
+        unchanged: which share of the captions that were right has to stay as it is there.
         folds: of the cross-validation.
     """
 
@@ -107,6 +113,7 @@ class Settings:
     ridge: float = 2.0
     stay: float = 1e-2
     recall: float | None = 0.015
+    unchanged: float = 0.925
     folds: int = 4
 
 
@@ -196,6 +203,14 @@ def _after(
     return steps.logits + steps.reach[:, None] * moved
 
 
+def _lead(
+    steps: Steps, written: Written, after: Float[Tensor, "steps tokens"], doubt: Float[Tensor, "steps"]
+) -> tuple[Float[Tensor, "steps"], Int[Tensor, "steps"]]:
+    """How far the general word is ahead of all names when so much of it is written, and of which name."""
+    best = (after + doubt[:, None] * written.others).max(-1)
+    return steps.general + doubt - best.values, best.indices
+
+
 def _ridge(
     features: Float[Tensor, "steps width"], wanted: Float[Tensor, "steps"], ridge: float
 ) -> Float[Tensor, "width"]:
@@ -233,14 +248,15 @@ def _doubt(
     features = steps.reach[:, None] * steps.activations / scale
     after = _after(steps, written, correction, scale)
     wanted = after.logsumexp(-1) - _BEHIND - steps.general
-    guess = _ridge(features, wanted.where(steps.mention, torch.zeros(())), settings.ridge)
     best = after.max(-1)
+    needed = wanted / (1 - written.others[best.indices]).clamp_min(0.1)
+    guess = _ridge(features, needed.where(steps.mention, torch.zeros(())), settings.ridge)
     wrong = ~steps.right[torch.arange(len(steps)), best.indices] & steps.mention
     doubt = guess.clone().requires_grad_()
     adam = torch.optim.Adam([doubt], lr=2e-3)
     for _ in range(_DOUBTED):
         adam.zero_grad()
-        lead = steps.general + features @ doubt - best.values
+        lead, _ = _lead(steps, written, after, features @ doubt)
         missed = binary_cross_entropy_with_logits(lead / 2, wrong.float(), reduction="none")
         loss = missed.sum() / steps.mention.sum().clamp_min(1) + settings.stay * (doubt - guess).square().sum()
         loss.backward()
@@ -249,10 +265,10 @@ def _doubt(
 
 
 def _eased(steps: Steps, written: Written, settings: Settings) -> float:
-    """How easily the general word may be lifted so that recall falls by no more than it may, by cross-validation."""
+    """How easily the general word may be lifted so that no more is lost than may be, by cross-validation."""
     assert settings.recall is not None
-    gained = torch.zeros(len(_EASED))
-    there = 0
+    gained, stayed = torch.zeros(len(_EASED)), torch.zeros(len(_EASED))
+    there = right = 0
     for fold in range(settings.folds):
         out = steps.caption % settings.folds == fold
         learned, held = steps[~out], steps[out]
@@ -264,15 +280,18 @@ def _eased(steps: Steps, written: Written, settings: Settings) -> float:
         naming = _naming(learned, scale)
         after = _after(held, written, correction, scale)
         features = held.reach[:, None] * held.activations / scale
-        best = after.max(-1)
-        was = held.right[torch.arange(len(held)), held.logits.argmax(-1)]
-        right = held.right[torch.arange(len(held)), best.indices]
-        lead = held.general + features @ lift - best.values
+        said = held.logits.argmax(-1)
+        was = held.right[torch.arange(len(held)), said]
+        captions = {*held.caption.tolist()} - {*held.caption[held.mention & ~was].tolist()}
+        right += len(captions)
         for place, eased in enumerate(_EASED):
-            now = right & (lead + eased * (features @ naming) < 0)
+            lead, best = _lead(held, written, after, features @ (lift + eased * naming))
+            changed = (best != said) | (lead >= 0)
+            stayed[place] += len(captions - {*held.caption[changed].tolist()})
+            now = held.right[torch.arange(len(held)), best] & (lead < 0)
             gained[place] += float((now[held.mention].float() - was[held.mention].float()).sum())
         there += held.there
-    fits = gained >= -settings.recall * there
+    fits = (gained >= -settings.recall * there) & (stayed >= settings.unchanged * right)
     # from the strictest on, and no further than where it first costs too much
     allowed = int(fits.long().cumprod(0).sum())
     return _EASED[allowed - 1] if allowed else -float("inf")

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mmneurons.edits.directions import carried, covariance, whitened
 from mmneurons.edits.edit import Delta, Edit
 from mmneurons.edits.forms import forms_of
-from mmneurons.edits.least_squares import covariance
 from mmneurons.edits.origin import about, versions
 from mmneurons.edits.stack import active
 from mmneurons.edits.task import Swap, check_words
 from mmneurons.errors import EditError
 from mmneurons.measures.objects import Vocabulary
 from mmneurons.mitigation.grounding import Settings, Steps, Written, ground
-from mmneurons.mitigation.lesson import Lesson, Step
+from mmneurons.mitigation.lesson import Lesson
 from mmneurons.vlm.inputs import word_ids
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.paths import carry_back
 from mmneurons.vlm.readout import Readout, readout
 
 __all__ = ["GENERAL", "learn"]
 
 GENERAL = "thing"
 """What is said where the model is unsure, by default."""
+
+WHITENING = 0.1
+"""ε of the direction of the general word, as in `LeastSquares`."""
 
 NOTHING = 1e-6
 """What share of the largest direction counts for nothing."""
@@ -109,13 +111,15 @@ def _laid_out(
     """What the logits are read along where the last block writes; and every step with what may be said there."""
     rows, _ = head.rows(torch.cat([tokens, torch.tensor([word])]))
     streams = torch.stack([step.stream for step in lesson.steps])
-    through = _carried(vlm, head, torch.eye(rows.shape[1]), [lesson.steps[0]] * rows.shape[1])
-    probe = rows.mean(0)
-    sizes = _carried(vlm, head, probe.expand(len(lesson.steps), -1), lesson.steps).norm(dim=-1)
+    states = [(step.stream, step.statistics, step.factors) for step in lesson.steps]
+    last = len(vlm.anatomy.blocks) - 1
+    (through,) = carried(vlm, head, torch.eye(rows.shape[1]), states[:1] * rows.shape[1], [last])
+    (probes,) = carried(vlm, head, rows.mean(0).expand(len(states), -1), states, [last])
+    sizes = probes.norm(dim=-1)
     seen = rows @ through
-    spread = through.T @ covariance(head) @ through
-    spread += 0.1 * spread.diagonal().mean() * torch.eye(len(spread))
-    lift = torch.linalg.solve(spread.double(), seen[-1].double()).float()
+    # what lifts all tokens lifts the general word above none, so names count with their mean
+    names = rows[:-1].T @ rows[:-1] / len(tokens)
+    lift = whitened(seen[-1], through, covariance(head) + names, WHITENING)
     logits = torch.cat([head.normalize(part) @ rows.T for part in streams.split(512)])
     if head.bias is not None:
         logits += head.scale * head.bias.float().cpu()[torch.cat([tokens, torch.tensor([word])])]
@@ -142,17 +146,6 @@ def _laid_out(
         torch.tensor([len(step.there) for step in lesson.steps]),
     )
     return Written(seen[:-1], lift / float(lift @ seen[-1])), steps
-
-
-def _carried(
-    vlm: VLM, head: Readout, directions: Float[Tensor, "steps hidden"], steps: Sequence[Step]
-) -> Float[Tensor, "steps hidden"]:
-    """Directions of the head, one for each step, where the last block writes."""
-    stream, statistics, factors = (
-        torch.stack([getattr(step, name) for step in steps]) for name in ("stream", "statistics", "factors")
-    )
-    back = carry_back(vlm.model, vlm.anatomy, head.pull_back(directions, stream), statistics, factors)
-    return back.at(vlm.anatomy.blocks[-1].sites[0].path).float()
 
 
 def _delta(vlm: VLM, vectors: Float[Tensor, "width hidden"], used: Bool[Tensor, "width"]) -> Delta:

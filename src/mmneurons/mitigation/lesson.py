@@ -20,7 +20,7 @@ from mmneurons.recordings import CaptionOptions, batches, record_pictures
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import Recording
 
-__all__ = ["Lesson", "Shown", "Step", "Word", "read_lesson"]
+__all__ = ["Lesson", "Shown", "Step", "Word", "read_lesson", "split"]
 
 OTHER_STEPS = 3
 """How many steps of a caption that name nothing are learned from: they stay as they are."""
@@ -101,6 +101,15 @@ class Lesson:
     def false(self) -> int:
         """How many mentions are of what is not there."""
         return sum(word.false for word in self.words)
+
+
+def split(pictures: Sequence[Shown], held: float, seed: int) -> tuple[list[Shown], list[Shown]]:
+    """Pictures to learn from, and a share of all that is held out, drawn with a seed."""
+    drawn = {*random.Random(seed).sample(range(len(pictures)), round(held * len(pictures)))}
+    return (
+        [one for place, one in enumerate(pictures) if place not in drawn],
+        [one for place, one in enumerate(pictures) if place in drawn],
+    )
 
 
 def read_lesson(

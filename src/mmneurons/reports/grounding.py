@@ -63,8 +63,7 @@ def _page(vlm: VLM, edit: Edit, lesson: Lesson, proof: Grounded, made_by: str, p
         f"**Refused.** {proof.refusal} No edit was written." if proof.refusal else "**Can be used.**",
         "",
         f"Model {plain(vlm.name)}. Learned from {count_of(lesson.captions, 'picture')}, measured on {proof.captions} "
-        f"that it was not learned from. "
-        f"{unsure} In brackets 95 % intervals.",
+        f"that it was not learned from. {unsure} In brackets 95 % intervals.",
         "",
         "| | | captions |",
         "|---|---|---|",

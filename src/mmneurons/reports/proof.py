@@ -91,12 +91,13 @@ def _page(proof: Proof) -> str:
     if len(proof.edits) > 20:
         lines.append(f"- … {len(proof.edits) - 20} more")
     counts = {name: len(set(own["picture"])) for (name,), own in proof.outcomes.group_by("pool", maintain_order=True)}
-    told = f"Tried on {counts['others']} pictures of {model}"
-    told += f"; learned from {counts['learned']}" if "learned" in counts else ""
-    told += (
-        ". In brackets 95 % intervals: Wilson's for shares of captions; for means, and for what has a before and an "
-    )
-    lines += ["", f"{told}after, bootstrap over pictures.", ""]
+    learned = f"; learned from {counts['learned']}" if "learned" in counts else ""
+    lines += [
+        "",
+        f"Tried on {counts['others']} pictures of {model}{learned}. In brackets 95 % intervals: Wilson's for shares of "
+        "captions; for means, and for what has a before and an after, bootstrap over pictures.",
+        "",
+    ]
     lines += _table(proof)
     if proof.notes:
         lines += ["", *(f"- {plain(note)}" for note in proof.notes)]

@@ -1,0 +1,149 @@
+"""Which edits of the demo model are measured: reported ones, and a sweep of every method's options.
+
+What is swept is tried on words and scenes of their own, `--development`; nothing is reported of them but which default
+they speak for.
+"""
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import mmneurons as mmn
+from zoo.sprites import read_concepts
+
+__all__ = ["DEVELOPED", "KEPT", "Job", "jobs", "swept", "words"]
+
+KEPT = 160
+"""How many scenes must stay as they are."""
+
+DEVELOPED = ("dog", "horse", "car", "tree", "apple", "guitar", "umbrella", "clock", "bus", "chair")
+"""Words on which choices were made. They are not reported."""
+
+SWAPS, SUPPRESSED, COMPARED = 104, 20, 10
+MARGINS = (4.0, 8.0, 16.0, 24.0, 40.0)
+
+RIVALS: Mapping[str, tuple[str, Mapping[str, object]]] = {
+    "learned": ("learned", {"keep": 5.0, "rate": 0.05}),
+    "refined": ("refined", {}),
+    "knowledge neurons": ("knowledge_neurons", {"finder": "contribution"}),
+    "erase": ("erase", {}),
+    "scale": ("scale", {}),
+    "fine-tune, the same columns": ("finetune", {"rate": 0.05}),
+    "fine-tune, all of the last block": ("finetune", {"k": None, "rate": 0.02}),
+    "LoRA": ("lora", {"rate": 0.05}),
+    "ban": ("ban", {}),
+    "FiNE": ("fine", {}),
+}
+
+SWEPT: Mapping[str, tuple[tuple[str, Mapping[str, object]], ...]] = {
+    "least squares": (
+        ("least_squares", {}),
+        *(("least_squares", {"margin": value}) for value in MARGINS),
+        *(("least_squares", {"columns": value}) for value in (50, 200, 800)),
+        *(("least_squares", {"blocks": value}) for value in ((-2,), (-2, -1), (-6, -5, -4, -3, -2, -1))),
+        *(("least_squares", {"keep": value}) for value in (0.1, 10.0)),
+        *(("least_squares", {"ridge": value}) for value in (0.5, 50.0)),
+        *(("least_squares", {"whitening": value}) for value in (None, 0.01, 1.0)),
+        *(("least_squares", {"kept": value}) for value in ("bundled", 10, 40)),
+    ),
+    "refined": (
+        ("refined", {}),
+        *(("refined", {"keep": value}) for value in (1.0, 20.0)),
+        ("refined", {"rate": 0.003}),
+        ("refined", {"margin": 8.0}),
+    ),
+    "learned": (
+        ("learned", {}),
+        *(("learned", {"keep": value}) for value in (5.0, 80.0)),
+        *(("learned", {"rate": value}) for value in (0.003, 0.03)),
+        *(("learned", {"k": value}) for value in (40, 160)),
+        ("learned", {"finder": "activation"}),
+    ),
+    "fine-tune": (
+        *(("finetune", {"rate": value}) for value in (0.01, 0.1)),
+        *(("finetune", {"k": None, "rate": value}) for value in (0.003, 0.02)),
+    ),
+    "LoRA": (
+        *(("lora", {"rate": value}) for value in (0.01, 0.1)),
+        ("lora", {"rate": 0.01, "keep": 5.0}),
+    ),
+}
+"""Options that are tried, by method. `kept` is of the study: how many scenes must stay, or those of the package."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One edit.
+
+    Attributes:
+        kind: what it is for.
+        name: of the method, as the tables have it.
+        method: of `mmn.edit`.
+        options: of the method.
+        source: the word.
+        to: what is said instead, or None.
+        kept: how many scenes must stay; "bundled" for the pictures of the package.
+    """
+
+    kind: str
+    name: str
+    method: str
+    options: Mapping[str, object]
+    source: str
+    to: str | None
+    kept: int | str = KEPT
+
+    @property
+    def key(self) -> str:
+        """What tells it from others."""
+        return json.dumps([self.kind, self.name, self.source, self.to])
+
+
+def words(vlm: mmn.VLM) -> list[str]:
+    """Names of one token and of things that are counted, in random order."""
+    assert vlm.processor is not None
+    tokenizer = vlm.processor.tokenizer
+    own = [
+        concept.name
+        for concept in read_concepts()
+        if concept.number == "count"
+        and " " not in concept.name
+        and len(tokenizer(f" {concept.name}", add_special_tokens=False)["input_ids"]) == 1
+    ]
+    random.Random("words").shuffle(own)
+    return own
+
+
+def jobs(names: Sequence[str]) -> Iterator[Job]:
+    """What is measured, the most important first. Nothing is reported of words on which choices were made."""
+    rest = [name for name in names if name not in DEVELOPED]
+    pairs = list(zip(rest[0::2], rest[1::2], strict=False))[:SWAPS]
+    for source, to in pairs:
+        yield Job("swap", "least squares", "least_squares", {}, source, to)
+    for source, _ in pairs[:SUPPRESSED]:
+        yield Job("suppress", "least squares", "least_squares", {}, source, None)
+    # pair by pair, so that all methods have the same pairs wherever it is stopped
+    for source, to in pairs[:COMPARED]:
+        for margin in MARGINS:
+            yield Job("margin", f"least squares, margin {margin:g}", "least_squares", {"margin": margin}, source, to)
+    for source, to in pairs[:COMPARED]:
+        for name, (method, options) in RIVALS.items():
+            yield Job("rival", name, method, options, source, to)
+
+
+def swept(names: Sequence[str]) -> Iterator[Job]:
+    """Every method's options, pair by pair, on words of which nothing is reported."""
+    rest = [name for name in names if name not in DEVELOPED]
+    for source, to in zip(DEVELOPED, rest, strict=False):
+        for title, tried in SWEPT.items():
+            for method, given in tried:
+                options = {name: value for name, value in given.items() if name != "kept"}
+                own = ", ".join(f"{name} {_told(value)}" for name, value in given.items()) or "default"
+                kept = given.get("kept", KEPT)
+                assert isinstance(kept, int | str)
+                yield Job(f"sweep: {title}", own, method, options, source, to, kept)
+
+
+def _told(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
