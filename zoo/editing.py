@@ -107,11 +107,10 @@ def main() -> None:
         if not own["learned"]:
             continue
         began = time.perf_counter()
-        keep = [one for one in kept[: job.kept] if not says(one, job.source)] if isinstance(job.kept, int) else []
+        keep = [one for one in kept[: job.kept] if not says(one, job.source)]
         method = make_method(job.method, job.options)
         learned = [one for one, _ in own["learned"]]
-        bundled = job.kept == "bundled"
-        edit = mmn.edit(vlm, job.source, job.to, pictures=learned, keep=keep, bundled=bundled, method=method)
+        edit = mmn.edit(vlm, job.source, job.to, pictures=learned, keep=keep, bundled=not job.kept, method=method)
         seconds = time.perf_counter() - began
         found = {name: Pool(vlm, [one for one, _ in part]).outcomes(edit) for name, part in own.items()}
         found |= {f"others {style}".strip(): pools[style].outcomes(edit) for style in pools}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import mmneurons as mmn
 from zoo.sprites import read_concepts
 
-__all__ = ["DEVELOPED", "KEPT", "Job", "jobs", "swept", "words"]
+__all__ = ["KEPT", "Job", "jobs", "swept", "words"]
 
 KEPT = 160
 """How many scenes must stay as they are."""
@@ -45,7 +45,7 @@ SWEPT: Mapping[str, tuple[tuple[str, Mapping[str, object]], ...]] = {
         *(("least_squares", {"keep": value}) for value in (0.1, 10.0)),
         *(("least_squares", {"ridge": value}) for value in (0.5, 50.0)),
         *(("least_squares", {"whitening": value}) for value in (None, 0.01, 1.0)),
-        *(("least_squares", {"kept": value}) for value in ("bundled", 10, 40)),
+        *(("least_squares", {"kept": value}) for value in (0, 10, 40)),
     ),
     "refined": (
         ("refined", {}),
@@ -69,7 +69,7 @@ SWEPT: Mapping[str, tuple[tuple[str, Mapping[str, object]], ...]] = {
         ("lora", {"rate": 0.01, "keep": 5.0}),
     ),
 }
-"""Options that are tried, by method. `kept` is of the study: how many scenes must stay, or those of the package."""
+"""Options that are tried, by method. `kept` is of the study: how many scenes must stay."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Job:
         options: of the method.
         source: the word.
         to: what is said instead, or None.
-        kept: how many scenes must stay; "bundled" for the pictures of the package.
+        kept: how many scenes must stay; 0 for the pictures of the package instead.
     """
 
     kind: str
@@ -92,7 +92,7 @@ class Job:
     options: Mapping[str, object]
     source: str
     to: str | None
-    kept: int | str = KEPT
+    kept: int = KEPT
 
     @property
     def key(self) -> str:
@@ -141,7 +141,7 @@ def swept(names: Sequence[str]) -> Iterator[Job]:
                 options = {name: value for name, value in given.items() if name != "kept"}
                 own = ", ".join(f"{name} {_told(value)}" for name, value in given.items()) or "default"
                 kept = given.get("kept", KEPT)
-                assert isinstance(kept, int | str)
+                assert isinstance(kept, int)
                 yield Job(f"sweep: {title}", own, method, options, source, to, kept)
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 STYLES = {"trained": "others", "unseen": "others unseen"}
+SWEEP = "sweep: "
 PARTS = ("learned", "held out", "unseen style")
 COUNTED = (
     *(f"{part}: {what}" for part in PARTS for what in ("met", "said")),
@@ -148,7 +149,7 @@ def _draw_swept(kinds: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) ->
     figure, axes = _axes()
     for number, (kind, groups) in enumerate(kinds.items()):
         places = [_place(rows) for rows in groups.values()]
-        axes.plot(*zip(*places, strict=True), "o", markersize=4, color=f"C{number}", label=kind.removeprefix("sweep: "))
+        axes.plot(*zip(*places, strict=True), "o", markersize=4, color=f"C{number}", label=kind.removeprefix(SWEEP))
         if "default" in groups:
             axes.plot(*_place(groups["default"]), "o", markersize=9, fillstyle="none", color=f"C{number}")
     axes.legend(frameon=False, fontsize=8)
@@ -222,10 +223,10 @@ def _page(rows: Sequence[Row], folder: Path) -> list[str]:
     swept = {
         kind: _within(own, _pairs(own))
         for kind in dict.fromkeys(row["kind"] for row in rows)
-        if kind.startswith("sweep") and (own := _named(rows, kind))
+        if kind.startswith(SWEEP) and (own := _named(rows, kind))
     }
     for kind, shown in swept.items():
-        lines += [f"## {kind.capitalize()}", "", *_table(shown), ""]
+        lines += [f"## What was tried of {kind.removeprefix(SWEEP)}", "", *_table(shown), ""]
     if swept:
         lines += ["![Generality against what stays, by method](swept.svg)", ""]
         _draw_swept(swept, folder / "swept.svg")

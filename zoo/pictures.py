@@ -6,7 +6,7 @@
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from PIL import Image
 from zoo.scenes import Scene, Vocabulary, make_scene
 from zoo.sprites import HELD_OUT, Concept, Sprite, open_sets, read_concepts
 
-__all__ = ["PHOTOS", "SCENES", "main"]
+__all__ = ["PHOTOS", "SCENES", "main", "objects_of", "write_truth"]
 
 TARGET = Path(__file__).parents[1] / "src" / "mmneurons" / "demo" / "pictures"
 SIDE = 448
@@ -118,6 +118,17 @@ def draw(style: str, names: Sequence[str], concepts: dict[str, Concept], sets: d
     return make_scene(vocabulary, rng, side=SIDE, strength=0.1, names=names, calm=True)
 
 
+def objects_of(scene: Scene) -> list[dict[str, object]]:
+    """What a scene shows, as `truth.json` has it."""
+    return [{"name": o.name, "box": o.box, "runs": run_lengths(o.mask)} for o in scene.objects]
+
+
+def write_truth(folder: Path, entries: Sequence[Mapping[str, object]]) -> None:
+    """Writes `truth.json`, a line for every picture."""
+    lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
+    (folder / "truth.json").write_text(f"[\n{lines}\n]\n")
+
+
 def main() -> None:
     """Writes `src/mmneurons/demo/pictures`."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -132,7 +143,6 @@ def main() -> None:
         stem = f"{stem}-{style}" if stem in used else stem
         used.add(stem)
         scene.image.save(TARGET / f"{stem}.jpg", quality=90)
-        objects = [{"name": o.name, "box": o.box, "runs": run_lengths(o.mask)} for o in scene.objects]
         entries.append(
             {
                 "file": f"{stem}.jpg",
@@ -141,7 +151,7 @@ def main() -> None:
                 "held_out": style == HELD_OUT,
                 "size": scene.image.size,
                 "credit": CREDITS[style],
-                "objects": objects,
+                "objects": objects_of(scene),
             }
         )
     for photo in PHOTOS:
@@ -160,8 +170,7 @@ def main() -> None:
                 "objects": objects,
             }
         )
-    lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
-    (TARGET / "truth.json").write_text(f"[\n{lines}\n]\n")
+    write_truth(TARGET, entries)
 
 
 if __name__ == "__main__":

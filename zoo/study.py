@@ -6,12 +6,11 @@ is in many pictures, in styles that the demo model was trained on and in one tha
 """
 
 import argparse
-import json
 import random
 from collections.abc import Iterable
 from pathlib import Path
 
-from zoo.pictures import run_lengths
+from zoo.pictures import objects_of, write_truth
 from zoo.scenes import Scene, make_scene, vocabularies
 
 __all__ = ["CONCEPTS", "main", "write_pictures"]
@@ -52,10 +51,8 @@ def write_pictures(folder: Path, scenes: Iterable[Scene]) -> None:
     for number, scene in enumerate(scenes):
         file = f"{number:04d}.jpg"
         scene.image.save(folder / file, quality=92)
-        objects = [{"name": o.name, "box": o.box, "runs": run_lengths(o.mask)} for o in scene.objects]
-        entries.append({"file": file, "size": scene.image.size, "objects": objects})
-    lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
-    (folder / "truth.json").write_text(f"[\n{lines}\n]\n")
+        entries.append({"file": file, "size": scene.image.size, "objects": objects_of(scene)})
+    write_truth(folder, entries)
 
 
 if __name__ == "__main__":

@@ -65,14 +65,14 @@ def unsure(toy):
     return Steps(**{**vars(steps), "wanted": wanted, "right": wanted.clone()}), written, along, kind
 
 
-@pytest.mark.parametrize("shared", [0.0, 0.5])
+@pytest.mark.parametrize("shared", [0.0, 0.3])
 def test_the_general_word_is_said_where_names_are_wrong(unsure, shared):
-    """Also where what lifts it lifts all names, half as much."""
+    """Also where what lifts it lifts all names, three tenths as much."""
     steps, written, along, kind = unsure
     written = Written(written.tokens, written.general + shared * written.tokens.sum(0))
     found = ground(steps, written, Settings(recall=0.0, rounds=0, ridge=0.01, stay=1e-3, folds=2))
     after = said(steps, written, along, found.vectors(written))
-    assert (after[kind == 3] == 4).float().mean() > 0.15
+    assert (after[kind == 3] == 4).float().mean() > 0.2
     assert torch.equal(after[kind != 3], steps.logits[kind != 3].argmax(1))
 
 

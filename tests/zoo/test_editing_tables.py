@@ -54,6 +54,21 @@ def test_captions_are_counted():
     assert [found[f"other objects: {what}"] for what in ("there", "said before", "said after")] == ["3", "2", "2"]
 
 
+def test_what_was_tried_of_a_method_has_a_table_and_a_place_in_the_picture(tmp_path, monkeypatch):
+    tried = [{**ENTRY, "kind": "sweep: LoRA", "name": name} for name in ("default", "rate 0.01")]
+    tried.append({**tried[0], "source": "horse"})
+    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(own) + "\n" for own in tried))
+    arguments = ["tables", "--edits", str(tmp_path / "edits.jsonl"), "--page", str(tmp_path / "page")]
+    monkeypatch.setattr("sys.argv", arguments)
+    main()
+    page = (tmp_path / "page" / "README.md").read_text()
+    assert "## Swaps" not in page
+    _, table = page.split("## What was tried of LoRA")
+    # on the pair that both have
+    assert table.count("| default | 1 |") == table.count("| rate 0.01 | 1 |") == 1
+    assert "LoRA" in (tmp_path / "page" / "swept.svg").read_text()
+
+
 def test_the_table_grows_and_keeps_what_it_has(tmp_path, monkeypatch):
     for name, source in (("first", "dog"), ("second", "horse"), ("third", "horse")):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({**ENTRY, "source": source}) + "\n")

@@ -62,6 +62,9 @@ HALLUCINATION_EXAMPLES = """Examples:
 Half of the pictures (--held) are learned from, the others are measured on. Where the model is unsure it says a
 general word, "thing" by default; without one (--general none) only what can be put right is changed."""
 
+SPENT = 0.75
+"""What share of what may be lost is planned with: on other pictures it may be more."""
+
 WHAT, PROOF = "What is not to be said", "Proof"
 
 
@@ -272,7 +275,7 @@ def hallucination(
     for line in lines:
         output.note(line)
     word = None if general.lower() == "none" else general
-    edit = learn(vlm, lesson, known, word, Settings(recall=0.75 * recall, unchanged=0.25 + 0.75 * at_least))
+    edit = learn(vlm, lesson, known, word, Settings(recall=SPENT * recall, unchanged=1 - SPENT + SPENT * at_least))
     output.note(str(edit))
     proof = ground_captions(
         vlm, edit, others, known, at_least, recall, lambda done: tell("measured on", len(others), done), **how

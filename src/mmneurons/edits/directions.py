@@ -47,7 +47,7 @@ def whitened(
     Args:
         direction: where the block writes.
         through: from the head to there.
-        spread: the covariance of the unembeddings.
+        spread: of the unembeddings: their covariance, or what else says how much they are moved.
         share: ε, of the mean variance, that is added to every variance.
     """
     covariance = through.T @ spread @ through

@@ -62,6 +62,10 @@ class Steps:
     def __getitem__(self, which: Bool[Tensor, "steps"]) -> Steps:
         return Steps(**{name: value[which] for name, value in vars(self).items()})
 
+    def is_right(self, said: Int[Tensor, "steps"]) -> Bool[Tensor, "steps"]:
+        """Where it would be no mistake to say the tokens with these indices."""
+        return self.right[torch.arange(len(self)), said]
+
     def __len__(self) -> int:
         return len(self.mention)
 
@@ -174,6 +178,11 @@ def _scale(steps: Steps) -> Float[Tensor, "width"]:
     return size + 1e-2 * size.mean().clamp_min(1e-6)
 
 
+def _reaching(steps: Steps, scale: Float[Tensor, "width"]) -> Float[Tensor, "steps width"]:
+    """By how much what a column writes for one unit of its scale moves the logits of a step."""
+    return steps.reach[:, None] * steps.activations / scale
+
+
 def _corrected(
     steps: Steps, written: Written, settings: Settings, scale: Float[Tensor, "width"]
 ) -> Float[Tensor, "width hidden"]:
@@ -227,8 +236,7 @@ _NAMING = 0.05
 
 def _naming(steps: Steps, scale: Float[Tensor, "width"]) -> Float[Tensor, "width"]:
     """What is 1 at steps that name an object, and 0 at others."""
-    features = steps.reach[:, None] * steps.activations / scale
-    return _ridge(features, steps.mention.float(), _NAMING)
+    return _ridge(_reaching(steps, scale), steps.mention.float(), _NAMING)
 
 
 _DOUBTED = 60
@@ -245,13 +253,13 @@ def _doubt(
     settings: Settings,
     scale: Float[Tensor, "width"],
 ) -> Float[Tensor, "width"]:
-    features = steps.reach[:, None] * steps.activations / scale
+    features = _reaching(steps, scale)
     after = _after(steps, written, correction, scale)
     wanted = after.logsumexp(-1) - _BEHIND - steps.general
     best = after.max(-1)
     needed = wanted / (1 - written.others[best.indices]).clamp_min(0.1)
     guess = _ridge(features, needed.where(steps.mention, torch.zeros(())), settings.ridge)
-    wrong = ~steps.right[torch.arange(len(steps)), best.indices] & steps.mention
+    wrong = ~steps.is_right(best.indices) & steps.mention
     doubt = guess.clone().requires_grad_()
     adam = torch.optim.Adam([doubt], lr=2e-3)
     for _ in range(_DOUBTED):
@@ -279,16 +287,16 @@ def _eased(steps: Steps, written: Written, settings: Settings) -> float:
         lift = _doubt(learned, written, correction, settings, scale)
         naming = _naming(learned, scale)
         after = _after(held, written, correction, scale)
-        features = held.reach[:, None] * held.activations / scale
+        features = _reaching(held, scale)
         said = held.logits.argmax(-1)
-        was = held.right[torch.arange(len(held)), said]
+        was = held.is_right(said)
         captions = {*held.caption.tolist()} - {*held.caption[held.mention & ~was].tolist()}
         right += len(captions)
         for place, eased in enumerate(_EASED):
             lead, best = _lead(held, written, after, features @ (lift + eased * naming))
             changed = (best != said) | (lead >= 0)
             stayed[place] += len(captions - {*held.caption[changed].tolist()})
-            now = held.right[torch.arange(len(held)), best] & (lead < 0)
+            now = held.is_right(best) & (lead < 0)
             gained[place] += float((now[held.mention].float() - was[held.mention].float()).sum())
         there += held.there
     fits = (gained >= -settings.recall * there) & (stayed >= settings.unchanged * right)

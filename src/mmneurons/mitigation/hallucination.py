@@ -112,9 +112,8 @@ def _laid_out(
     rows, _ = head.rows(torch.cat([tokens, torch.tensor([word])]))
     streams = torch.stack([step.stream for step in lesson.steps])
     states = [(step.stream, step.statistics, step.factors) for step in lesson.steps]
-    last = len(vlm.anatomy.blocks) - 1
-    (through,) = carried(vlm, head, torch.eye(rows.shape[1]), states[:1] * rows.shape[1], [last])
-    (probes,) = carried(vlm, head, rows.mean(0).expand(len(states), -1), states, [last])
+    (through,) = carried(vlm, head, torch.eye(rows.shape[1]), states[:1] * rows.shape[1], [-1])
+    (probes,) = carried(vlm, head, rows.mean(0).expand(len(states), -1), states, [-1])
     sizes = probes.norm(dim=-1)
     seen = rows @ through
     # what lifts all tokens lifts the general word above none, so names count with their mean
