@@ -138,9 +138,10 @@ def _suppressed(rows: Sequence[Row]) -> list[str]:
 def _draw(groups: Mapping[str, Sequence[Row]], path: Path) -> None:
     """Generality against what stays, over both styles."""
     figure, axes = _axes()
-    for name, rows in groups.items():
-        axes.plot(*_place(rows), "o", markersize=5)
-        axes.annotate(name, _place(rows), textcoords="offset points", xytext=(4, 4), fontsize=7)
+    for number, (name, rows) in enumerate(groups.items()):
+        # names beside the points would cover each other; ten colors are there
+        axes.plot(*_place(rows), "os^"[number // 10 % 3], markersize=5, color=f"C{number}", label=name)
+    figure.legend(loc="outside right upper", frameon=False, fontsize=7)
     _save(figure, axes, path)
 
 

@@ -85,7 +85,7 @@ def test_prompts_without_a_picture_are_those_of_the_chat_template(make):
 
 
 def test_a_model_that_misses_its_picture(model, monkeypatch):
-    monkeypatch.setattr("mmneurons.measures.text_prompts.record_generation", lambda *_, **__: {}["pixel_values"])
+    monkeypatch.setattr("mmneurons.recordings.record_generation", lambda *_, **__: {}["pixel_values"])
     with pytest.raises(RecordingError, match=r"cannot be asked without a picture \(KeyError"):
         record_texts(model)
 
