@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import mmneurons as mmn
 from zoo.sprites import read_concepts
 
-__all__ = ["KEPT", "Job", "jobs", "swept", "words"]
+__all__ = ["KEPT", "Job", "jobs", "pairs", "swept", "words"]
 
 KEPT = 160
 """How many scenes must stay as they are."""
@@ -115,19 +115,24 @@ def words(vlm: mmn.VLM) -> list[str]:
     return own
 
 
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """What is said instead of what, in the swaps that are reported."""
+    rest = [name for name in names if name not in DEVELOPED]
+    return list(zip(rest[0::2], rest[1::2], strict=False))[:SWAPS]
+
+
 def jobs(names: Sequence[str]) -> Iterator[Job]:
     """What is measured, the most important first. Nothing is reported of words on which choices were made."""
-    rest = [name for name in names if name not in DEVELOPED]
-    pairs = list(zip(rest[0::2], rest[1::2], strict=False))[:SWAPS]
-    for source, to in pairs:
+    own = pairs(names)
+    for source, to in own:
         yield Job("swap", "least squares", "least_squares", {}, source, to)
-    for source, _ in pairs[:SUPPRESSED]:
+    for source, _ in own[:SUPPRESSED]:
         yield Job("suppress", "least squares", "least_squares", {}, source, None)
     # pair by pair, so that all methods have the same pairs wherever it is stopped
-    for source, to in pairs[:COMPARED]:
+    for source, to in own[:COMPARED]:
         for margin in MARGINS:
             yield Job("margin", f"least squares, margin {margin:g}", "least_squares", {"margin": margin}, source, to)
-    for source, to in pairs[:COMPARED]:
+    for source, to in own[:COMPARED]:
         for name, (method, options) in RIVALS.items():
             yield Job("rival", name, method, options, source, to)
 
