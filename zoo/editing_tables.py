@@ -196,14 +196,20 @@ def _within(groups: Mapping[str, Sequence[Row]], pairs: Container[tuple[str, str
     return {name: [row for row in own if (row["source"], row["to"]) in pairs] for name, own in groups.items()}
 
 
-def _compared(rows: Sequence[Row], kind: str) -> dict[str, list[Row]]:
-    """What was measured of a kind and of the default, on the pairs that all of them have."""
+def _compared(rows: Sequence[Row], kind: str) -> list[dict[str, list[Row]]]:
+    """What was measured of a kind beside the default, on the pairs that all have.
+
+    What has less than a third of the pairs that others have would leave the others with as few: it stands alone.
+    """
     found = _named(rows, kind)
     if not found:
-        return {}
-    groups = {f"{name} (default)": own for name, own in _named(rows, "swap").items()} | found
-    pairs = _pairs(groups)
-    return _within(groups, pairs) if pairs else {}
+        return []
+    usual = {f"{name} (default)": own for name, own in _named(rows, "swap").items()}
+    most = max(len(own) for own in found.values())
+    wide = {name: own for name, own in found.items() if 3 * len(own) >= most}
+    tried = [wide, *({name: own} for name, own in found.items() if name not in wide)]
+    together = [usual | groups for groups in tried]
+    return [_within(groups, pairs) for groups in together if (pairs := _pairs(groups))]
 
 
 def _page(rows: Sequence[Row], folder: Path) -> list[str]:
@@ -219,8 +225,9 @@ def _page(rows: Sequence[Row], folder: Path) -> list[str]:
         lines += [f"## {len(own)} words that are not to be said", "", *_suppressed(own), ""]
     margins, rivals = (_compared(rows, kind) for kind in ("margin", "rival"))
     for title, shown in (("The margin", margins), ("Rivals", rivals)):
-        if shown:
-            lines += [f"## {title}, on the same pairs of words", "", *_table(shown), ""]
+        for number, own in enumerate(shown):
+            heading = f"## {title}, on the same pairs of words" if not number else f"### {[*own][-1]}, on fewer"
+            lines += [heading, "", *_table(own), ""]
     swept = {
         kind: _within(own, _pairs(own))
         for kind in dict.fromkeys(row["kind"] for row in rows)
@@ -232,8 +239,9 @@ def _page(rows: Sequence[Row], folder: Path) -> list[str]:
         lines += ["![Generality against what stays, by method](swept.svg)", ""]
         _draw_swept(swept, folder / "swept.svg")
     if rivals:
-        pairs = _pairs(rivals)
-        drawn = rivals | {name: own for name, own in _within(margins, pairs).items() if len(own) == len(pairs)}
+        pairs = _pairs(rivals[0])
+        within = _within(margins[0], pairs) if margins else {}
+        drawn = rivals[0] | {name: own for name, own in within.items() if len(own) == len(pairs)}
         lines += [f"![Generality against what stays, pairs of words: {len(pairs)}](frontier.svg)", ""]
         _draw(drawn, folder / "frontier.svg")
     return lines

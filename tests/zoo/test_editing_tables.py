@@ -92,3 +92,22 @@ def test_methods_are_compared_on_the_pairs_that_all_of_them_have(tmp_path, monke
     for name in ("least squares (default)", "erase", "ban"):
         assert f"| {name} | 1 |" in rivals
     assert (page / "frontier.svg").exists()
+
+
+def test_what_has_few_pairs_stands_alone_and_leaves_the_others_theirs(tmp_path, monkeypatch):
+    made = [
+        (kind, name, f"word{number}") for kind, name in (("swap", "usual"), ("rival", "LoRA")) for number in range(4)
+    ]
+    made += [("rival", "FiNE", "word2")]
+    lines = [json.dumps({**ENTRY, "kind": kind, "name": name, "source": source}) for kind, name, source in made]
+    (tmp_path / "edits.jsonl").write_text("\n".join(lines))
+    page = tmp_path / "page"
+    monkeypatch.setattr("sys.argv", ["tables", "--edits", str(tmp_path / "edits.jsonl"), "--page", str(page)])
+    main()
+    _, rivals = (page / "README.md").read_text().split("## Rivals")
+    wide, few = rivals.split("### FiNE, on fewer")
+    assert "| usual (default) | 4 |" in wide
+    assert "| LoRA | 4 |" in wide
+    assert "FiNE" not in wide
+    assert "| usual (default) | 1 |" in few
+    assert "| FiNE | 1 |" in few
