@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from mmneurons.english import KINDS_OF_THEIR_OWN, are_forms, compounds_in, fold
+from mmneurons.english import COMPOUNDS, KINDS_OF_THEIR_OWN, are_forms, compounds_in, fold
 from mmneurons.errors import OptionError, WordNotFoundError
 from mmneurons.nouns import Noun, nouns
 
@@ -17,6 +17,9 @@ __all__ = ["Noun", "Tokenizer", "Word", "find_words", "nouns", "same_word", "sta
 
 CONTEXT_TOKENS = 16
 """How many tokens of the prompt's end are decoded with the generated ones; tokenizers look back one or two."""
+
+MADE_FOR = tuple(compound for compound in COMPOUNDS if compound.partition(" ")[0].endswith("ing"))
+"""What is for boxing or rocking shows neither a box nor a rock: there such a form does not stand for its base."""
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"
 """What tokenizers decode the bytes of an incomplete character to."""
@@ -131,7 +134,7 @@ def find_words(
 
     A word that is named is found wherever it stands as a whole word, in any case; a blank in the name also stands for a
     hyphen. Only if it stands nowhere a form of it is taken ("dog" finds "dogs"). A few compounds are not what their
-    words say (``english.KINDS_OF_THEIR_OWN``): "dog" is not found in "hot dog".
+    words say (``english.KINDS_OF_THEIR_OWN``): "dog" is not found in "hot dog". Nor is "box" in "boxing glove".
 
     Args:
         caption: The whole caption, the prefix counted in.
@@ -200,13 +203,14 @@ def _places(caption: str, generated_start: int, name: str) -> list[tuple[int, in
     if not name.strip():
         raise OptionError("A word to explain is blank: name a word of the caption, or leave words out for its nouns.")
     folded = fold(caption)
-    compounds = compounds_in(folded, KINDS_OF_THEIR_OWN)
+    compounds, made_for = compounds_in(folded, KINDS_OF_THEIR_OWN), compounds_in(folded, MADE_FOR)
     prefix = caption[:generated_start].strip()
     hidden_by, in_prefix = "", False
     for forms in (False, True):
         places = []
         for start, end in _occurrences(folded, fold(name.strip()), forms):
-            compound = next((place for place in compounds if place[0] <= start < end <= place[1]), (start, end))
+            hiding = [*compounds, *(place for place in made_for if forms and place[0] == start)]
+            compound = next((place for place in hiding if place[0] <= start < end <= place[1]), (start, end))
             if start < generated_start:
                 in_prefix = True
             elif compound != (start, end):

@@ -123,6 +123,8 @@ def _line(vlm: VLM, found: Found, edits: Sequence[Edit], notes: dict[str, str], 
         return Line(found.wish, found.count, 0, note=notes[found.wish.word])
     learned, held = (_outcomes(vlm, part, edits, found.wish.swap, longest) for part in (found.learned, found.held))
     note = f"{len(held)} held out: read the interval" if len(held) < ENOUGH else ""
+    if not held:
+        note = "none held out: whether it is gone from other captions is unknown"
     return Line(
         found.wish,
         found.count,

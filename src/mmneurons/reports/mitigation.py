@@ -162,9 +162,11 @@ def _page(vlm: VLM, survey: Survey, mitigation: Mitigation, made_by: str, at_lea
         "measured on captions that nothing was learned from, but for the column that says so. In brackets 95 % "
         "intervals.",
         "",
-        "| word | instead | captions that said it | learned from | gone there | held out | gone there | |",
+        "| word | instead | captions that said it | learned from | met there | held out | met there | |",
         "|---|---|---|---|---|---|---|---|",
         *(_row(line) for line in proof.lines),
+        "",
+        "Met: no form of the word is said any more, and what is to be said instead is said.",
         "",
         f"## What stays, over {len(survey.others)} captions that say none of the words",
         "",
