@@ -70,6 +70,20 @@ def test_aliases_that_cannot_be_read(tmp_path):
         vocabulary([])
 
 
+@pytest.mark.parametrize("given", ['"puppy"', "null", '["puppy", 3]', '[" "]', '{"puppy": 1}'])
+def test_other_names_are_lists_of_words(tmp_path, given):
+    path = tmp_path / "aliases.json"
+    path.write_text(f'{{"dog": {given}}}')
+    with pytest.raises(SourceError, match="'dog' has .* Write a list"):
+        read_aliases(path)
+
+
+def test_a_name_in_two_spellings_has_the_aliases_of_both(tmp_path):
+    path = tmp_path / "aliases.json"
+    path.write_text('{"Dog": ["puppy"], "dog": ["hound"]}')
+    assert read_aliases(path) == {"dog": ["puppy", "hound"]}
+
+
 def test_chair_by_hand():
     known = coco_vocabulary()
     truths = [

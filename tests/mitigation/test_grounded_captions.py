@@ -10,7 +10,7 @@ from mmneurons.measures.objects import vocabulary
 from mmneurons.measures.truth import Truth, truth_of_bundled
 from mmneurons.mitigation.grounded import ground_captions
 from mmneurons.mitigation.grounding import Settings
-from mmneurons.mitigation.hallucination import learn
+from mmneurons.mitigation.hallucination import check_general, learn
 from mmneurons.mitigation.lesson import Shown, read_lesson, split
 from mmneurons.vlm.pictures import PictureLike, open_picture
 
@@ -65,6 +65,34 @@ def test_what_is_learned_is_an_edit_of_the_last_block(demo, lesson, known, tmp_p
     assert repr(edit).startswith("Edit(less of what is not there, grounding, ")
     with pytest.raises(EditError, match="'dog' is itself one of the objects"):
         learn(demo, lesson, known, general="dog")
+
+
+@pytest.mark.parametrize(
+    ("general", "says"),
+    [
+        (" ", "is empty"),
+        ("dogs", "itself one of the objects"),
+        ("what so ever", "is 3 tokens in this model"),
+        ("dog,cat", "is 3 tokens in this model"),
+    ],
+)
+def test_words_that_cannot_stand_for_any_name(demo, known, general, says):
+    with pytest.raises(EditError, match=says):
+        check_general(demo, known, general)
+
+
+def test_a_general_word_that_begins_as_a_name_does(demo):
+    """The token of "ice" also begins "ice cream", so lifting it would lift the name."""
+    with pytest.raises(EditError, match="begins with the same token as 'ice cream'"):
+        check_general(demo, vocabulary({"ice cream"}), "ice")
+
+
+def test_a_general_word_is_refused_before_any_picture_is_captioned(tmp_path):
+    asked = ("mitigate", "hallucination", "demo:pictures", "--limit", 8, "--truth", "demo:pictures")
+    result = command(*asked, "--out", tmp_path / "out", "--general", "what so ever")
+    assert result.code != 0
+    assert "Choose a word of one" in " ".join(result.err.split())
+    assert "learned from" not in result.err
 
 
 def test_hallucinations_before_and_after(demo, shown, known):

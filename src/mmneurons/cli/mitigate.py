@@ -228,7 +228,7 @@ def hallucination(
     from mmneurons.errors import EditError, OptionError
     from mmneurons.mitigation.grounded import ground_captions
     from mmneurons.mitigation.grounding import Settings
-    from mmneurons.mitigation.hallucination import learn
+    from mmneurons.mitigation.hallucination import check_general, learn
     from mmneurons.mitigation.lesson import read_lesson, split
     from mmneurons.nouns import nouns
     from mmneurons.options import check_share
@@ -259,6 +259,9 @@ def hallucination(
         )
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     output.note(repr(vlm))
+    word = None if general.lower() == "none" else general
+    if word is not None:
+        check_general(vlm, known, word)
     how = asked_of_captions(prompt, prefix, max_new_tokens)
 
     def tell(what: str, count: int, done: int) -> None:
@@ -274,7 +277,6 @@ def hallucination(
         return
     for line in lines:
         output.note(line)
-    word = None if general.lower() == "none" else general
     edit = learn(vlm, lesson, known, word, Settings(recall=SPENT * recall, unchanged=1 - SPENT + SPENT * at_least))
     output.note(str(edit))
     proof = ground_captions(

@@ -177,12 +177,20 @@ def read_aliases(path: Path) -> dict[str, list[str]]:
         SourceError: it is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name).lower(): [str(alias) for alias in aliases] for name, aliases in content.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        content = json.loads(path.read_text(encoding="utf-8")).items()
+    except (OSError, ValueError, AttributeError) as error:
         raise SourceError(
             f"The aliases {path} cannot be read: {error}. They are a JSON object, name → list."
         ) from error
+    found: dict[str, list[str]] = {}
+    for name, aliases in content:
+        if not isinstance(aliases, list) or not all(isinstance(alias, str) and alias.strip() for alias in aliases):
+            raise SourceError(
+                f"In the aliases {path} {name!r} has {aliases!r}. Write a list of its other names: "
+                f'"{name}": ["puppy", "hound"].'
+            )
+        found.setdefault(name.lower(), []).extend(aliases)
+    return found
 
 
 def _words(name: str) -> tuple[str, ...]:

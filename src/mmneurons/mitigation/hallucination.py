@@ -23,7 +23,7 @@ from mmneurons.vlm.inputs import word_ids
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.readout import Readout, readout
 
-__all__ = ["GENERAL", "learn"]
+__all__ = ["GENERAL", "check_general", "learn"]
 
 GENERAL = "thing"
 """What is said where the model is unsure, by default."""
@@ -48,8 +48,7 @@ def learn(
         settings: of what is learned.
 
     Raises:
-        EditError: an edit is in force, nothing is said of what is not there, or the general word is an object or cannot
-            be said.
+        EditError: an edit is in force, nothing is said of what is not there, or the general word is none.
     """
     if active(vlm):
         raise EditError("An edit is in force in this model. Revert it first: edits are learned on unedited weights.")
@@ -61,11 +60,9 @@ def learn(
     settings = settings or Settings()
     if general is None:
         settings = replace(settings, recall=None)
-    elif known.of_word(general):
-        raise EditError(f"{general!r} is itself one of the objects. Choose a word that may be said of all of them.")
+    else:
+        check_general(vlm, known, general)
     tokens, spelled = _competing(vlm, lesson, known)
-    if general is not None:
-        check_words(vlm, Swap(general, None))
     word = _token(vlm, GENERAL if general is None else general)
     head = readout(vlm)
     written, steps = _laid_out(vlm, head, lesson, tokens, spelled, word)
@@ -81,6 +78,24 @@ def learn(
     }
     used = steps.activations.abs().amax(0) > 0
     return Edit((_delta(vlm, found.vectors(written), used),), recipe, about(vlm))
+
+
+def check_general(vlm: VLM, known: Vocabulary, general: str) -> None:
+    """Refuse a word that cannot be said instead of any name, before any work.
+
+    Raises:
+        EditError: the word is an object, cannot be said, is several tokens, or begins as an object's name does: one
+            token is lifted, and what the model goes on with behind it is not.
+    """
+    if known.of_word(general):
+        raise EditError(f"{general!r} is itself one of the objects. Choose a word that may be said of all of them.")
+    check_words(vlm, Swap(general, None))
+    first, *more = word_ids(vlm, general.strip())
+    if more:
+        raise EditError(f"{general!r} is {1 + len(more)} tokens in this model. Choose a word of one, such as 'thing'.")
+    for name in sorted(known.names):
+        if any(word_ids(vlm, form.text)[:1] == [first] for form in forms_of(name)):
+            raise EditError(f"{general!r} begins with the same token as {name!r}, an object. Choose another word.")
 
 
 def _token(vlm: VLM, word: str) -> int:

@@ -24,7 +24,7 @@ def lesson_lines(lesson: Lesson, held: int) -> list[str]:
     count = sum(word.false + word.true for word in lesson.words)
     lines = [
         f"{count_of(lesson.captions, 'picture')} to learn from, {held} to measure on.",
-        f"{lesson.false} of {count} mentions are of things that are not there. Most often",
+        f"{lesson.false} of {count} mentions are of things that are not there." + (" Most often" if wrong else ""),
     ]
     width = max((len(word.name) for word in wrong[:10]), default=0)
     return lines + [f"  {word.name:<{width}}  {word.false} wrong, {word.true} right" for word in wrong[:10]]
