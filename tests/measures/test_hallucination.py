@@ -74,7 +74,7 @@ def test_aliases_that_cannot_be_read(tmp_path):
 def test_other_names_are_lists_of_words(tmp_path, given):
     path = tmp_path / "aliases.json"
     path.write_text(f'{{"dog": {given}}}')
-    with pytest.raises(SourceError, match="'dog' has .* Write a list"):
+    with pytest.raises(SourceError, match=r"'dog' has .* Write a list"):
         read_aliases(path)
 
 
