@@ -4,7 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["write_whole"]
+__all__ = ["why_unwritable", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -27,3 +27,18 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def why_unwritable(path: Path) -> str:
+    """Why a file or folder could not be made at a path that is not there yet, or none in a folder that is; else empty.
+
+    Asked before work that takes hours. Nothing is left there.
+    """
+    there = next((place for place in (path, *path.absolute().parents) if place.exists()), Path())
+    if not there.is_dir():
+        return f"{str(there)!r} is no folder"
+    try:
+        with tempfile.TemporaryFile(dir=there, prefix=".mmneurons."):
+            return ""
+    except OSError as error:
+        return f"nothing can be written into {str(there)!r}: {error.strerror or error}"

@@ -63,6 +63,16 @@ def test_requests_that_make_no_sense(place, arguments, says):
     assert not (place / "edit.safetensors").exists()
 
 
+def test_where_nothing_can_be_written_nothing_is_run(place):
+    (place / "notes.txt").write_text("mine")
+    result = mmn("edit", "photos", "--never-say", "dog", "--out", "notes.txt/edit.safetensors")
+    assert result.code == 1
+    assert "notes.txt' is no folder" in " ".join(result.err.split())
+    # not a line of the model
+    assert "VLM(" not in result.err
+    assert (place / "notes.txt").read_text() == "mine"
+
+
 def test_a_file_that_is_no_edit(place):
     (place / "broken.safetensors").write_bytes(b"nothing")
     result = mmn("apply", "broken.safetensors", "photos")

@@ -118,12 +118,15 @@ def command(
     from mmneurons.edits.make import edit
     from mmneurons.edits.methods import make_method
     from mmneurons.errors import EditError, OptionError
+    from mmneurons.whole_files import why_unwritable
 
     output = Output(as_json, quiet)
     if (never_say is None) == (instead_of is None) or (say is None) != (instead_of is None):
         raise OptionError("Say what is to change: --say cat --instead-of dog, or --never-say dog.")
     if out.exists():
         raise EditError(f"{str(out)!r} is there already. Choose another name, or remove it.")
+    if why := why_unwritable(out):
+        raise EditError(f"The edit could not be written to {str(out)!r}: {why}. Choose another place with --out.")
     solver = make_method(method, named_options("--option", option or []))
     learned = pictures_of(inputs, output, images=images, column=column, limit=limit, sample=sample, seed=seed)
     kept = pictures_of(keep, output) if keep else {}
