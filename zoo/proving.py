@@ -8,7 +8,7 @@ things. Stopped and started again it goes on.
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mmneurons as mmn
@@ -20,8 +20,7 @@ from zoo.study import write_pictures
 
 __all__ = ["main"]
 
-SHOWN = {"": 2, "unseen": 1}
-"""How many of the other scenes show a source, by style."""
+STYLES = ("", "unseen")
 
 
 def main() -> None:
@@ -30,12 +29,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder with the drawings, see zoo/README.md")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--edits", type=int, default=50)
+    parser.add_argument("--shown", type=int, nargs=2, default=(2, 1), help="other scenes of a source, trained, unseen")
+    parser.add_argument("--others", type=int, default=50, help="other scenes of any things")
     options = parser.parse_args()
     vlm = mmn.load("demo")
     scenes = Scenes(vlm, options.work, "proving")
     chosen = pairs(words(vlm))[: options.edits]
+    sources = [source for source, _ in chosen]
     if not (options.out / "others").exists():
-        write_pictures(options.out / "others", _others(scenes, [source for source, _ in chosen]))
+        write_pictures(options.out / "others", _others(scenes, sources, options.shown, options.others))
     (options.out / "edits").mkdir(exist_ok=True)
     kept: list[mmn.Recording] = []
     for number, (source, to) in enumerate(chosen, 1):
@@ -55,15 +57,15 @@ def main() -> None:
         print(f"{path.name}: converged {edit.converged}, kept changed {edit.kept_changed}", flush=True)
 
 
-def _others(scenes: Scenes, sources: list[str]) -> Iterator[Scene]:
-    """Scenes of every source in turn, and as many of anything as there are sources, in random order."""
+def _others(scenes: Scenes, sources: Sequence[str], shown: Sequence[int], others: int) -> Iterator[Scene]:
+    """Scenes of every source, and of any things, in random order."""
     found = [
         scene
         for source in sources
-        for style, count in SHOWN.items()
+        for style, count in zip(STYLES, shown, strict=True)
         for scene in scenes.drawn("others", range(count), style, source)
     ]
-    found += scenes.drawn("others", range(len(sources)))
+    found += scenes.drawn("others", range(others))
     random.Random("proving").shuffle(found)
     yield from found
 
