@@ -154,6 +154,10 @@ def command(
             f"{changed} of {of} captions that must stay would change: try another --method, or give more pictures with "
             "--keep."
         )
+    output.note(
+        f"Learned at {made.recipe['wanted']} steps that say the word. 'mmn apply {out} PICTURES' shows captions before "
+        f"and after, 'mmn measure --edit {out} PICTURES' measures them."
+    )
     output.result(
         f"{out}: {made}",
         event="done",
