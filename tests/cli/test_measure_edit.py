@@ -36,6 +36,7 @@ def test_a_page_figures_and_captions(place, edited):
     result = measure(*arguments)
     assert result.code == 0, result.err
     assert "1 of the pictures are among those learned from" in result.err
+    assert "without edits, others: 3/3 captions" in result.err
     page = (place / "proof" / "README.md").read_text()
     # it says "dog" whatever is asked, and no "cat"
     assert "| reliability | 1 | 0 [0, 0.793] |" in page

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mmneurons.edits.forms import Form, forms_of, is_plural, matching, plural_of
+from mmneurons.edits.forms import Form, all_forms, forms_of, is_plural, matching, plural_of
+from mmneurons.words import stands_in
 
 
 @pytest.mark.parametrize(
@@ -19,8 +20,28 @@ def test_plurals(word, plural):
 
 def test_what_has_no_other_plural_is_one_form():
     assert forms_of("sheep") == (Form("sheep", False),)
-    assert forms_of("dogs") == (Form("dogs", True),)
+    assert forms_of("headphones") == (Form("headphones", False),)
+    assert forms_of("Great Danes") == (Form("Great Danes", False),)
     assert not is_plural("bus")
+
+
+def test_a_plural_that_is_named_stands_for_one_thing_too():
+    assert forms_of("dogs") == (Form("dogs", True), Form("dog", False))
+    assert forms_of("Mice") == (Form("Mice", True), Form("Mouse", False))
+    assert forms_of("hot dogs") == (Form("hot dogs", True), Form("hot dog", False))
+    assert forms_of("dogs", inflections=False) == (Form("dogs", True),)
+    assert matching("dog", False, forms_of("cats")) == "cat"
+
+
+@pytest.mark.parametrize("word", ["ride", "dog", "dogs", "Dogs", "mouse", "hot dogs", "frisbee", "sheep", "leaf"])
+def test_all_forms_are_all_that_count_as_one(word):
+    forms = all_forms(word)
+    assert all(stands_in(f"a {form} here", 0, word) for form in forms)
+    assert {form.text.lower() for form in forms_of(word)} <= forms
+
+
+def test_a_verb_has_more_forms():
+    assert all_forms("ride") == {"ride", "rides", "riding", "ridden", "rode"}
 
 
 def test_a_form_is_replaced_by_the_same_number_and_case():

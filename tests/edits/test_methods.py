@@ -90,6 +90,17 @@ def test_a_banned_word_is_not_generated(demo, recordings):
         assert says(old, "dog") or new == old.caption
 
 
+@pytest.mark.parametrize("named", ["Dog", "dogs", "DOGS"])
+def test_a_ban_is_of_all_forms_however_the_word_is_named(demo, named):
+    pictures = [picture.path for picture in mmn.demo.pictures()[:4]]
+    edit = mmn.edit(demo, named, None, pictures=pictures, bundled=False, method="ban")
+    assert {
+        tuple(ids(demo, f"{before}{form}")) for form in ("dog", "dogs", "Dogs", "DOG") for before in ("", " ")
+    } <= set(edit.banned)
+    with edit.on(demo):
+        assert not any("dog" in caption.lower() for caption in mmn.caption(demo, pictures))
+
+
 @pytest.mark.slow
 def test_what_is_learned_says_the_target(demo, task):
     solution = Learned(k=5, steps=40, rate=0.05)(task)

@@ -65,6 +65,9 @@ general word, "thing" by default; without one (--general none) only what can be 
 SPENT = 0.75
 """What share of what may be lost is planned with: on other pictures it may be more."""
 
+FEW = 1000
+"""From fewer captions as much is broken as mended: `docs/decisions.md`, on what can be done about hallucinations."""
+
 WHAT, PROOF = "What is not to be said", "Proof"
 
 
@@ -161,7 +164,8 @@ def words(
             "pictures, leave words out, or, where too much changes, lower --at-least if you can live with it."
         )
     output.result(
-        f"{written.summary}: {count_of(len(made.edits), 'edit')}, {written.edit}",
+        f"{written.summary}: {count_of(len(made.edits), 'edit')}, {written.edit}"
+        + (f", {written.adapter}" if written.adapter else ""),
         event="done",
         summary=str(written.summary),
         edit=str(written.edit),
@@ -277,6 +281,11 @@ def hallucination(
         return
     for line in lines:
         output.note(line)
+    if lesson.captions < FEW:
+        output.note(
+            f"{lesson.captions} captions are few to learn from: what is learned from a few hundred breaks as much as "
+            "it mends. Give thousands of pictures."
+        )
     edit = learn(vlm, lesson, known, word, Settings(recall=SPENT * recall, unchanged=1 - SPENT + SPENT * at_least))
     output.note(str(edit))
     proof = ground_captions(

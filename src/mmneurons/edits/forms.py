@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lemminflect import getInflection
+from lemminflect import getAllInflections, getInflection
 
-from mmneurons.english import are_forms, base_of_noun, fold
+from mmneurons.english import LEMMAS, are_forms, base_of_noun, fold, parts_of_speech
 
-__all__ = ["Form", "forms_of", "is_plural", "matching", "plural_of"]
+__all__ = ["Form", "all_forms", "forms_of", "is_plural", "matching", "plural_of"]
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,38 @@ class Form:
 def plural_of(word: str) -> str | None:
     """The most usual plural of a noun, only its last word inflected; None where it has none of its own."""
     head, _, last = word.rpartition(" ")
+    folded = fold(last)
+    # of a plural that is no form of another word to the dictionary another one would be made: "headphoneses"
+    if LEMMAS.get(folded) == folded or (folded.endswith("s") and not parts_of_speech(folded)):
+        return None
     found = next(iter(getInflection(last, tag="NNS")), None)
-    if found is None or fold(found) == fold(last):
+    if found is None or fold(found) == folded:
         return None
     return f"{head} {found}".strip()
 
 
 def forms_of(word: str, inflections: bool = True) -> tuple[Form, ...]:
-    """A word as it was named, and its plural where that is another word."""
+    """A word as it was named, and its plural, or what it is the plural of, where that is another word."""
     own = Form(word, is_plural(word))
-    more = plural_of(word) if inflections and not own.plural else None
-    return (own,) if more is None else (own, Form(more, True))
+    if not inflections:
+        return (own,)
+    other = _singular_of(word) if own.plural else plural_of(word)
+    return (own,) if other is None else (own, Form(other, not own.plural))
+
+
+def all_forms(word: str) -> frozenset[str]:
+    """Everything that counts as a form of a word, of a verb, too; the last word of a phrase is inflected."""
+    head, _, last = word.rpartition(" ")
+    bases = {fold(last), fold(forms_of(last)[-1].text)}
+    tried = {form for base in bases for forms in getAllInflections(base).values() for form in forms}
+    tried |= bases | {form for base in bases if (form := plural_of(base)) is not None}
+    return frozenset(f"{head} {form}".strip() for form in tried if are_forms(fold(last), fold(form)))
+
+
+def _singular_of(word: str) -> str:
+    head, _, last = word.rpartition(" ")
+    base = base_of_noun(fold(last), plural=False)
+    return f"{head} {base[:1].upper() + base[1:] if last[:1].isupper() else base}".strip()
 
 
 def is_plural(word: str) -> bool:

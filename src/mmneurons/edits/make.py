@@ -58,7 +58,7 @@ def edit(
         vlm: the model, without edits in force.
         source: a word's finding, several findings of one word over many pictures, or a word, with ``pictures``.
         to: a word or a phrase; None so that the word is not said where it was learned from, and the model says what it
-            would say without it. Of pictures like those it mostly goes, too; certain is only ``method="ban"``.
+            would say without it. Of pictures like those it mostly goes, too; safer is ``method="ban"``.
         pictures: one or several, or recordings; ``"demo:pictures"`` stands for those of the package. Those whose
             captions say the word are examples of it, the others must stay as they are.
         keep: further ones that must stay as they are. Their captions may not say the word.

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmneurons.edits.edit import Delta
+from mmneurons.edits.forms import all_forms
 from mmneurons.edits.neurons import best_neurons, by_block
 from mmneurons.edits.solution import Solution, settings
 from mmneurons.edits.task import Task
@@ -102,12 +103,16 @@ class Ban:
     """No edit: generation may not say the word's spellings (``bad_words_ids``), and no weight changes."""
 
     def __call__(self, task: Task) -> Solution:
-        """Spell them: all forms, with and without a capital, with and without a blank before them."""
+        """Spell them: all forms, in lower case, capitals and with a capital, with and without a blank before them."""
         tokenizer = getattr(task.vlm.processor, "tokenizer", None)
         assert tokenizer is not None
+        swap = task.swap
+        forms = swap.spellings | (all_forms(swap.source) if swap.inflections else frozenset())
+        joined = forms | {form.replace(" ", "-") for form in forms}
         spelled = {
-            tuple(tokenizer(before + text, add_special_tokens=False)["input_ids"])
-            for text in task.swap.spellings
+            tuple(tokenizer(before + written, add_special_tokens=False)["input_ids"])
+            for form in joined
+            for written in (form, form[:1].upper() + form[1:], form.title(), form.upper())
             for before in ("", " ")
         }
         return Solution((), settings(self), tuple(sorted(spelled)))

@@ -103,8 +103,8 @@ class Swap:
 
     @property
     def spellings(self) -> frozenset[str]:
-        """The word's forms, with and without a capital."""
-        texts = [form.text for form in self.forms]
+        """The word's forms, as they were named, in lower case, and with a capital."""
+        texts = [text for form in self.forms for text in (form.text, fold(form.text))]
         return frozenset([*texts, *(text[:1].upper() + text[1:] for text in texts)])
 
     def instead_of(self, form: str, plural: bool) -> str:

@@ -42,6 +42,9 @@ OTHER_PROMPTS = ("What is in this image?", "Tell me briefly what you see.", "Wri
 STEPS = (1, 10, 50)
 """With how many edits of a sequence in force together it is measured."""
 
+REPORTED = 80
+"""After how many captions it is said how many are done."""
+
 _TEXT_TOKENS = 20
 
 
@@ -153,8 +156,8 @@ def prove(
     for one in chosen:
         check_fits(vlm, one)
     tell = progress or (lambda _: None)
-    tell("captions without edits")
-    trial = _Trial(vlm, [swap_of(one) for one in chosen], tried)
+    tell("without edits")
+    trial = _Trial(vlm, [swap_of(one) for one in chosen], tried, tell)
     columns: dict[str, Quality] = {}
     parts = []
     for name, own in _steps(chosen).items():
@@ -232,9 +235,9 @@ def _check_names(pictures: Sequence[Picture], asked: Collection[str]) -> None:
 class _Trial:
     """What the unedited model says, once for all edits."""
 
-    def __init__(self, vlm: VLM, swaps: Sequence[Swap], tried: Tried) -> None:
+    def __init__(self, vlm: VLM, swaps: Sequence[Swap], tried: Tried, tell: Callable[[str], None]) -> None:
         self.notes: list[str] = []
-        self._vlm, self._tried = vlm, tried
+        self._vlm, self._tried, self._tell = vlm, tried, tell
         learned = {one.image_id for one in tried.learned}
         pictures = [one for one in tried.pictures if one.image_id not in learned]
         if len(pictures) < len(tried.pictures):
@@ -260,6 +263,8 @@ class _Trial:
         if self._hops is not None:
             self._labels["hops"] = [(hop.file, hop.prompt) for hop in tried.hops]
         about = [one for one in tried.questions if one.file in {Path(own.name).name for own in pictures}]
+        if about:
+            self._tell(f"without edits, pope: {len(about)} questions")
         self._pope = ask_pope(vlm, named, about) if about else None
 
     def quality(self, edits: Sequence[Edit]) -> Quality:
@@ -315,7 +320,9 @@ class _Trial:
         """The captions of pictures; where requests are named, only those that say a source."""
         tried, found = self._tried, list[Recording]()
         self._labels[name] = []
-        for prompt in prompts or (tried.prompt,):
+        asked = prompts or (tried.prompt,)
+        done, total = 0, len(asked) * len(pictures)
+        for prompt in asked:
             for part in batches(pictures):
                 recordings = record_pictures(
                     self._vlm,
@@ -327,6 +334,9 @@ class _Trial:
                     if not swaps or any(says(recording, swap.source) for swap in swaps):
                         found.append(lean(recording))
                         self._labels[name].append((one.name, prompt))
+                done += len(part)
+                if done == total or done // REPORTED > (done - len(part)) // REPORTED:
+                    self._tell(f"without edits, {name}: {done}/{total} captions")
         return Pool(self._vlm, found, tried.max_new_tokens)
 
     def _asked_without_pictures(self) -> Pool | None:

@@ -114,4 +114,5 @@ def wilson(hits: int | float, count: int) -> Estimate:
     share = hits / count
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * float(np.sqrt(share * (1 - share) / count + z * z / (4 * count * count)))
-    return Estimate(share, max(0.0, middle - half), min(1.0, middle + half))
+    # at the ends one bound is exact, and rounding would show as 1e-17
+    return Estimate(share, middle - half if hits > 0 else 0.0, middle + half if hits < count else 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,9 +52,16 @@ def write_grounding(
     return write_folder(folder, vlm, None if proof.refusal else edit, told, page, peft)
 
 
+def _none_said(recipe: Mapping[str, object]) -> str:
+    options = recipe.get("options")
+    if isinstance(options, Mapping) and options.get("recall") is not None:
+        return "No general word is said: in cross-validation none was said without more being lost than may be."
+    return "No general word is said: none was asked for."
+
+
 def _page(vlm: VLM, edit: Edit, lesson: Lesson, proof: Grounded, made_by: str, peft: bool) -> str:
     general = edit.recipe.get("general")
-    unsure = f"Where the model is unsure it says {general!r} now." if general else "No general word is said."
+    unsure = f"Where the model is unsure it says {general!r} now." if general else _none_said(edit.recipe)
     wrong = [word for word in lesson.words if word.false]
     lines = [
         "# Less said of what is not there",

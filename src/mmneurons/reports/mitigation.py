@@ -176,7 +176,8 @@ def _page(vlm: VLM, survey: Survey, mitigation: Mitigation, made_by: str, at_lea
         "|---|---|---|",
         *(f"| {one.name} | {one.estimate:.3f} | {one.captions} |" for one in proof.quality.figures if one.captions),
         "",
-        f"At least {at_least:.0%} have to be unchanged word for word.",
+        f"At least {at_least:.0%} have to be unchanged word for word. A caption that says what is to be said instead "
+        "is no test of what stays, and not counted.",
         "",
     ]
     lines += changes_table("Changed captions that should have stayed", proof.changes)
