@@ -18,6 +18,9 @@ __all__ = ["check_proof_folder", "write_proof"]
 
 PAGE, QUALITY, OUTCOMES = "README.md", "quality.json", "outcomes.parquet"
 
+SHOWN = 12
+"""How many captions that changed stand on the page."""
+
 _MEANINGS = (
     "*reliability*, *generality*: share of captions that said the source and now meet the request, of pictures that "
     "were learned from, and of others; *other prompts*: asked in other words",
@@ -104,15 +107,18 @@ def _page(proof: Proof) -> str:
     if proof.notes:
         lines += ["", *(f"- {plain(note)}" for note in proof.notes)]
     lines += ["", "## What the figures are", "", *(f"- {text}." for text in _MEANINGS), ""]
+    # of several edits all are in force in the last column; of one, the rivals stand behind it
+    column = [*proof.columns][-1 if len(proof.edits) > 1 else 0]
     changed = proof.outcomes.filter(
-        (proof.outcomes["column"] == next(iter(proof.columns)))
+        (proof.outcomes["column"] == column)
         & (proof.outcomes["pool"] == "others")
         & (proof.outcomes["before"] != proof.outcomes["after"])
     ).unique(["picture", "prompt"], maintain_order=True)
     if changed.height:
-        lines += [f"## Captions that changed ({next(iter(proof.columns))})", ""]
-        for one in changed.head(12).iter_rows(named=True):
-            lines.append(f"- {cell(one['before'])} → {cell(one['after'])}")
+        lines += [f"## Captions that changed ({column}), {min(SHOWN, changed.height)} of {changed.height}", ""]
+        lines += ["| picture | before | after |", "|---|---|---|"]
+        for one in changed.head(SHOWN).iter_rows(named=True):
+            lines.append(f"| {cell(one['picture'])} | {cell(one['before'])} | {cell(one['after'])} |")
         lines += ["", f"All are in `{OUTCOMES}`.", ""]
     return "\n".join(lines)
 
