@@ -61,7 +61,8 @@ def check_known(kind: str, given: str, known: Iterable[str]) -> None:
     names = list(dict.fromkeys(known))
     if given in names:
         return
-    close = get_close_matches(given.lower(), names, 1)
+    close = [name for name in names if len(given) > 2 and name.startswith(given.lower())]
+    close = close or get_close_matches(given.lower(), names, 1)
     meant = f"Did you mean {close[0]!r}? " if close else ""
     # in quotes, because some names hold commas
     raise OptionError(f"There is no {kind} {given!r}. {meant}There are: {', '.join(map(repr, names))}.")

@@ -50,6 +50,7 @@ def test_a_page_figures_and_captions(place, edited):
     assert kept["edits"][0]["source"] == "dog"
     assert kept["quality"]["this edit"]["generality"] == {"value": 0.0, "interval": [0.0, 0.561497], "captions": 3}
     rows = pl.read_parquet(place / "proof" / "outcomes.parquet")
+    assert rows.filter(~pl.col("said"))["swapped"].null_count() == len(rows.filter(~pl.col("said"))) > 0
     assert rows.filter(pool="others")["picture"].to_list() == [f"photos/{k}.png" for k in (1, 2, 3)]
     again = {path.name: path.read_bytes() for path in (place / "proof").iterdir()}
     assert measure(*arguments).code == 0
@@ -66,6 +67,25 @@ def test_several_edits(place, edited):
     columns = [one["column"] for one in result.events if one["event"] == "quality"]
     assert columns == ["first 1", "first 2"]
     assert "| figure | captions | first 1 | first 2 |" in (place / "proof" / "README.md").read_text()
+
+
+def test_stopped_by_hand_nothing_was_written(place, edited, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmneurons.engines.proving.prove", stop)
+    result = measure("--edit", edited[0], "photos", "--limit", 2, "--out", "proof")
+    assert (result.code, result.err.splitlines()[-1]) == (130, "Stopped. Nothing was written.")
+    assert not (place / "proof").exists()
+
+
+def test_pictures_that_an_edit_has_seen_are_said_to(place, edited):
+    result = measure("--edit", edited[0], "demo:pictures", "--limit", 3, "--out", "proof")
+    assert result.code == 0, result.err
+    # two were learned from, and all bundled ones were to stay
+    assert "3 of the 3 pictures were given when the edit was made" in " ".join(result.err.split())
+    fresh = measure("--edit", edited[0], "photos", "--limit", 3, "--out", "other")
+    assert "were given when the edit was made" not in " ".join(fresh.err.split())
 
 
 @pytest.mark.parametrize(

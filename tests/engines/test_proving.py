@@ -1,5 +1,7 @@
 """Proofs of edits on a tiny model that says "tomato" of some noise, against what its weights say."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,12 +9,13 @@ from PIL import Image
 import mmneurons as mmn
 from helpers import tiny
 from mmneurons.edits.methods import METHODS
-from mmneurons.engines.proving import OTHER_PROMPTS, Picture, Tried, prove
+from mmneurons.engines.proving import OTHER_PROMPTS, Picture, Tried, prove, read_pictures
 from mmneurons.errors import EditError, OptionError
 from mmneurons.measures.hops import Hop
 from mmneurons.measures.objects import vocabulary
 from mmneurons.measures.text_prompts import PROMPTS
 from mmneurons.measures.truth import Truth
+from mmneurons.sources import gather
 
 SHORT = 8
 
@@ -131,9 +134,29 @@ def test_what_cannot_be_proved(model, named, edit, llava):
         prove(model, edit, Tried(named), rivals=True)
     with pytest.raises(OptionError, match="no picture to try"):
         prove(model, edit, Tried(named[2:3], learned=named[2:3]))
-    twins = [named[0], Picture("drawings/0.png", named[1].image, named[1].image_id)]
+    twins = [named[0], Picture("drawings/0.png", named[1].image, named[1].pixels)]
     with pytest.raises(OptionError, match=r"two of the pictures are called so"):
         prove(model, edit, Tried(twins, hops=[Hop("0.png", "What fruit is it?", "bicycle")]))
     other = mmn.wrap(*tiny.tiny_llava(seed=1))
     with pytest.raises(EditError, match="fingerprint"):
         prove(other, edit, Tried(named))
+
+
+def test_what_an_edit_says_is_looked_for_though_the_truth_names_none(model, named, edit):
+    truths = {f"{k}.png": Truth(f"{k}.png", ("bus",)) for k in range(7)}
+    tried = Tried(named[3:], learned=[named[2]], truths=truths, known=vocabulary(["bus"]), max_new_tokens=SHORT)
+    found = prove(model, edit, tried)
+    said = ["bicycle" in caption for caption in found.outcomes.filter(pool="others")["after"]]
+    assert any(said)
+    assert found.columns["this edit"]["CHAIRs after"].value == sum(said) / len(said)
+
+
+def test_a_copy_of_what_was_learned_from_is_no_other_picture(tmp_path, model, named, edit):
+    for kind in ("png", "tiff", "bmp"):
+        named[2].image.save(tmp_path / f"same.{kind}")
+    named[3].image.save(tmp_path / "other.png")
+    pictures = read_pictures(gather([str(tmp_path)]))
+    assert len(pictures) == 2
+    (learned,) = read_pictures(gather([str(tmp_path / "same.png")]))
+    found = prove(model, edit, Tried(pictures, learned=[learned], max_new_tokens=SHORT))
+    assert {Path(name).name for name in found.outcomes.filter(pool="others")["picture"]} == {"other.png"}

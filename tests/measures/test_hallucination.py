@@ -13,7 +13,7 @@ from mmneurons.measures.hallucination import (
     pope,
     pope_questions,
 )
-from mmneurons.measures.objects import coco_vocabulary, read_aliases, vocabulary, vocabulary_of_truth
+from mmneurons.measures.objects import coco_vocabulary, read_aliases, vocabulary, vocabulary_of_truth, with_names
 from mmneurons.measures.summary import hallucination_table
 from mmneurons.measures.truth import Truth
 
@@ -59,6 +59,16 @@ def test_wordnet_tells_kinds_and_no_likenesses():
     # Günter Grass
     assert "plant" in wordnet.related("grass")
     assert "writer" not in wordnet.related("grass")
+
+
+def test_further_objects_are_looked_for_too():
+    known = vocabulary(["dog"], {"dog": ["puppy"]})
+    more = with_names(known, ["Unicorn", "puppy", "dog"])
+    assert more.names == {"dog", "unicorn"}
+    assert more.said("A puppy and two unicorns.") == ["dog", "unicorn"]
+    assert known.said("A puppy and two unicorns.") == ["dog"]
+    assert "Added were: unicorn." in more.told
+    assert with_names(known, ["dogs"]) is known
 
 
 def test_aliases_that_cannot_be_read(tmp_path):

@@ -30,7 +30,7 @@ def row(column, source, picture, before, after):
 def page(folder, edits, columns, rows):
     quality = Quality((share("unchanged", [True, False], ["a", "b"]),), {})
     proof = Proof(tuple(edits), dict.fromkeys(columns, quality), pl.DataFrame(rows), ())
-    return write_proof(folder, proof).read_text().partition("## Captions that changed")[2]
+    return write_proof(folder, proof).read_text().partition("## What the figures are")[2].partition("## ")[2]
 
 
 def test_of_several_edits_the_captions_with_all_in_force(tmp_path):
@@ -41,7 +41,7 @@ def test_of_several_edits_the_captions_with_all_in_force(tmp_path):
         for picture in ("a|b.png", "c.png")
     ]
     told = page(tmp_path, [edit("dog"), edit("horse")], ["first 1", "first 2"], rows)
-    assert told.startswith(" (first 2), 2 of 2")
+    assert told.startswith("2 of 2 captions changed (first 2)\n")
     assert "| a\\|b.png | a dog | two cats |" in told
     assert "one cat" not in told
 
@@ -53,6 +53,6 @@ def test_of_one_edit_its_own_captions_and_not_its_rivals(tmp_path):
         for number in range(SHOWN + 3)
     ]
     told = page(tmp_path, [edit("dog")], ["this edit", "lora"], rows)
-    assert told.startswith(f" (this edit), {SHOWN} of {SHOWN + 3}")
+    assert told.startswith(f"{SHOWN + 3} of {SHOWN + 3} captions changed (this edit), {SHOWN} of them\n")
     assert told.count("a cat by this edit") == SHOWN
     assert "lora" not in told

@@ -84,7 +84,8 @@ def command(
         str,
         typer.Option(
             "--method",
-            help="How: least_squares, learned, refined; rivals: knowledge_neurons, erase, scale, finetune, lora, ban.",
+            help="How: least_squares, learned, refined; rivals: fine, knowledge_neurons, erase, scale, finetune, lora, "
+            "ban.",
             rich_help_panel=EDIT,
         ),
     ] = "least_squares",
@@ -122,7 +123,7 @@ def command(
 
     output = Output(as_json, quiet)
     if (never_say is None) == (instead_of is None) or (say is None) != (instead_of is None):
-        raise OptionError("Say what is to change: --say cat --instead-of dog, or --never-say dog.")
+        raise OptionError("Say what is to change, one of both: --say cat --instead-of dog, or --never-say dog.")
     if out.exists():
         raise EditError(f"{str(out)!r} is there already. Choose another name, or remove it.")
     if why := why_unwritable(out):

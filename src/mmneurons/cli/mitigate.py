@@ -274,6 +274,11 @@ def hallucination(
 
     lesson = read_lesson(vlm, learned, known, seed, lambda done: tell("learned from", len(learned), done), **how)
     lines = lesson_lines(lesson, len(others))
+    if lesson.captions < FEW:
+        lines.append(
+            f"{lesson.captions} captions are few to learn from: what is learned from a few hundred breaks as much as "
+            "it mends. Give thousands of pictures."
+        )
     if dry_run:
         said = {word.name: {"false": word.false, "true": word.true} for word in lesson.words}
         text = "\n".join([*lines, "Nothing was learned, nothing written."])
@@ -281,11 +286,6 @@ def hallucination(
         return
     for line in lines:
         output.note(line)
-    if lesson.captions < FEW:
-        output.note(
-            f"{lesson.captions} captions are few to learn from: what is learned from a few hundred breaks as much as "
-            "it mends. Give thousands of pictures."
-        )
     edit = learn(vlm, lesson, known, word, Settings(recall=SPENT * recall, unchanged=1 - SPENT + SPENT * at_least))
     output.note(str(edit))
     proof = ground_captions(
@@ -311,18 +311,16 @@ def hallucination(
 def _readable(items: Sequence[Item], output: Output) -> Iterator[tuple[Item, Image.Image]]:
     """Pictures as they are needed, each once: a copy must not be learned from and measured on."""
     from mmneurons.errors import PictureError
-    from mmneurons.sources import image_id
-    from mmneurons.vlm.pictures import decode_picture
+    from mmneurons.vlm.pictures import decode_picture, pixel_digest
 
     met: set[str] = set()
     for item in items:
         try:
-            data = item.read()
-            picture = decode_picture(data, item.source)
+            picture = decode_picture(item.read(), item.source)
         except PictureError as error:
             output.skipped(item.source, error)
             continue
-        if (own := image_id(data)) not in met:
+        if (own := pixel_digest(picture)) not in met:
             met.add(own)
             yield item, picture
 

@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from mmneurons.edits.checkpoint import Merged
     from mmneurons.vlm.model import VLM
 
-__all__ = ["KEPT", "Delta", "Edit"]
+__all__ = ["KEPT", "SEEN", "Delta", "Edit"]
 
 KEPT = "kept captions"
 """What ``measured`` has under this name: how many captions that must stay would be changed, of how many."""
+
+SEEN = "seen"
+"""What the recipe has under this name: the ``pixel_digest`` of every picture that was given to learn from or keep."""
 
 
 @dataclass(frozen=True, eq=False)

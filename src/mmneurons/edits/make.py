@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmneurons.edits.edit import KEPT, Edit
+from mmneurons.edits.edit import KEPT, SEEN, Edit
 from mmneurons.edits.kept import changed_captions
 from mmneurons.edits.methods import Method, make_method, name_of
 from mmneurons.edits.origin import about, versions
@@ -27,7 +27,7 @@ from mmneurons.sources import gather
 from mmneurons.sources.bundled import BUNDLED, NAME
 from mmneurons.vlm.inputs import PREFIX, PROMPT
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.pictures import PictureLike, decode_picture, open_picture
+from mmneurons.vlm.pictures import PictureLike, decode_picture, open_picture, pixel_digest
 from mmneurons.vlm.recording import Recording
 from mmneurons.words import Word, stands_in
 
@@ -96,7 +96,7 @@ def edit(
 
     def recorded(given: Sequence[PictureLike | Recording]) -> list[Recording]:
         pictures = [one for one in given if not isinstance(one, Recording)]
-        opened = {_pixels(image): image for one in pictures for image in _opened(one)}
+        opened = {pixel_digest(image): image for one in pictures for image in _opened(one)}
         fresh = {key: image for key, image in opened.items() if key not in known}
         if fresh:
             said = record_pictures(vlm, list(fresh.values()), image_budget=0, **how)
@@ -132,6 +132,7 @@ def edit(
         "prompt": prompt,
         "prefix": prefix,
         "captions": [recording.caption for recording in first],
+        SEEN: sorted(known),
         "versions": versions(),
     }
     measured = {KEPT: asdict(changed_captions(task, solution))}
@@ -173,11 +174,6 @@ def _opened(picture: PictureLike) -> list[Image.Image]:
     if isinstance(picture, str) and BUNDLED.claims(picture):
         return [decode_picture(item.read(), item.source) for item in gather([picture])]
     return [open_picture(picture)]
-
-
-def _pixels(image: Image.Image) -> str:
-    """The same for pictures that show the same."""
-    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
 
 
 def _told(recording: Recording) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from PIL import Image
 
-from mmneurons.edits.edit import Edit
+from mmneurons.edits.edit import SEEN, Edit
 from mmneurons.edits.make import edit as make_edit
 from mmneurons.edits.methods import METHODS
 from mmneurons.edits.stack import check_fits
@@ -20,15 +20,15 @@ from mmneurons.measures.edit_outcome import Pool, as_edits, lean, swap_of
 from mmneurons.measures.edit_quality import Quality, edit_quality
 from mmneurons.measures.hallucination import Question, mentions
 from mmneurons.measures.hops import Hop, ask_hops
-from mmneurons.measures.objects import Vocabulary
+from mmneurons.measures.objects import Vocabulary, with_names
 from mmneurons.measures.text_prompts import PROMPTS, record_texts
 from mmneurons.measures.truth import BUNDLED, Truth, matched
 from mmneurons.recordings import MAX_NEW_TOKENS, batches, record_pictures
 from mmneurons.sources import gather
-from mmneurons.sources.item import Item, image_id
+from mmneurons.sources.item import Item
 from mmneurons.vlm.inputs import PREFIX, PROMPT
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.pictures import decode_picture
+from mmneurons.vlm.pictures import decode_picture, pixel_digest
 from mmneurons.vlm.recording import Recording
 
 if TYPE_CHECKING:
@@ -63,12 +63,12 @@ class Picture:
     Attributes:
         name: what names it among others.
         image: the picture.
-        image_id: what tells its bytes from others.
+        pixels: the same for pictures that show the same: ``pixel_digest``.
     """
 
     name: str
     image: Image.Image
-    image_id: str
+    pixels: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,10 +123,10 @@ def read_pictures(items: Sequence[Item]) -> list[Picture]:
     """
     found: dict[str, Picture] = {}
     for item in items:
-        data = item.read()
-        own = image_id(data)
+        image = decode_picture(item.read(), item.source)
+        own = pixel_digest(image)
         if own not in found:
-            found[own] = Picture(item.source, decode_picture(data, item.source), own)
+            found[own] = Picture(item.source, image, own)
     return list(found.values())
 
 
@@ -157,7 +157,7 @@ def prove(
         check_fits(vlm, one)
     tell = progress or (lambda _: None)
     tell("without edits")
-    trial = _Trial(vlm, [swap_of(one) for one in chosen], tried, tell)
+    trial = _Trial(vlm, chosen, tried, tell)
     columns: dict[str, Quality] = {}
     parts = []
     for name, own in _steps(chosen).items():
@@ -196,8 +196,8 @@ def _others(edit: Edit) -> Iterator[str]:
 
 def _kept(vlm: VLM, swap: Swap, tried: Tried) -> list[Recording]:
     """What rivals have to keep as it is: the bundled pictures that they are not tried on."""
-    seen = {one.image_id for one in (*tried.pictures, *tried.learned)}
-    images = [one.image for one in read_pictures(gather(BUNDLED)) if one.image_id not in seen]
+    seen = {one.pixels for one in (*tried.pictures, *tried.learned)}
+    images = [one.image for one in read_pictures(gather(BUNDLED)) if one.pixels not in seen]
     recordings = record_pictures(vlm, images, image_budget=0, **_how(tried)) if images else []
     return [one for one in recordings if not says(one, swap.source)]
 
@@ -223,31 +223,49 @@ def _learned(vlm: VLM, edit: Edit, method: str, tried: Tried, kept: Sequence[Rec
     )
 
 
+def _seen(pictures: Sequence[Picture], edits: Sequence[Edit]) -> int:
+    """How many pictures some edit has seen, as far as its file tells."""
+    told: set[object] = set()
+    for one in edits:
+        given = one.recipe.get(SEEN)
+        told.update(given if isinstance(given, list | tuple) else ())
+    return sum(one.pixels in told for one in pictures)
+
+
 def _check_names(pictures: Sequence[Picture], asked: Collection[str]) -> None:
     """Refuse a question that may be about either of two pictures."""
     ids: dict[str, str] = {}
     for one in pictures:
         file = Path(one.name).name
-        if file in asked and ids.setdefault(file, one.image_id) != one.image_id:
+        if file in asked and ids.setdefault(file, one.pixels) != one.pixels:
             raise OptionError(f"A question is about {file}, and two of the pictures are called so. Rename one of them.")
 
 
 class _Trial:
     """What the unedited model says, once for all edits."""
 
-    def __init__(self, vlm: VLM, swaps: Sequence[Swap], tried: Tried, tell: Callable[[str], None]) -> None:
+    def __init__(self, vlm: VLM, edits: Sequence[Edit], tried: Tried, tell: Callable[[str], None]) -> None:
         self.notes: list[str] = []
+        swaps = [swap_of(one) for one in edits]
         self._vlm, self._tried, self._tell = vlm, tried, tell
-        learned = {one.image_id for one in tried.learned}
-        pictures = [one for one in tried.pictures if one.image_id not in learned]
+        learned = {one.pixels for one in tried.learned}
+        pictures = [one for one in tried.pictures if one.pixels not in learned]
         if len(pictures) < len(tried.pictures):
             count = len(tried.pictures) - len(pictures)
             self.notes.append(f"{count} of the pictures are among those learned from, and were left out of the others.")
         if not pictures:
             raise OptionError("There is no picture to try the edit on that it was not learned from. Name others.")
+        if count := _seen(pictures, edits):
+            self.notes.append(
+                f"{count} of the {len(pictures)} pictures were given when the edit was made, to learn from or to keep: "
+                "it does better on them than on others. Name pictures that it has not seen."
+            )
         _check_names((*tried.learned, *pictures), {hop.file for hop in tried.hops})
         self._truths = self._matched(pictures)
-        self._shown = [_shown(truth, tried.known, swaps) for truth in self._truths]
+        # the target that a swap says of what is none is a hallucination, whether or not a picture shows one
+        targets = [swap.to for swap in swaps if swap.to is not None]
+        self._known = None if tried.known is None else with_names(tried.known, targets)
+        self._shown = [_shown(truth, self._known, swaps) for truth in self._truths]
         self._labels: dict[str, list[tuple[str, str]]] = {}
         self._others = self._pool("others", pictures)
         self._learned = self._pool("learned", tried.learned, swaps) if tried.learned else None
@@ -278,7 +296,7 @@ class _Trial:
             texts=self._texts,
             hops=self._hops,
             truths=self._truths if any(self._truths) else None,
-            known=self._tried.known,
+            known=self._known,
             pope=self._pope,
         )
 
@@ -303,7 +321,7 @@ class _Trial:
                         "after": one.after,
                         "said": one.said,
                         "said_target": one.said_target,
-                        "swapped": one.swapped,
+                        "swapped": one.swapped if one.said else None,
                         "intruded": one.intruded,
                         "same_top_1": None if agreement is None else agreement.top,
                         "same_top_10": None if agreement is None else agreement.top_ten,

@@ -23,7 +23,15 @@ from mmneurons.english import KINDS_OF_THEIR_OWN, compounds_in, fold
 from mmneurons.errors import OptionError, SourceError
 from mmneurons.nouns import nouns
 
-__all__ = ["Related", "Vocabulary", "coco_vocabulary", "read_aliases", "vocabulary", "vocabulary_of_truth"]
+__all__ = [
+    "Related",
+    "Vocabulary",
+    "coco_vocabulary",
+    "read_aliases",
+    "vocabulary",
+    "vocabulary_of_truth",
+    "with_names",
+]
 
 Related = Callable[[str], Iterable[str]]
 """From a noun to names of what it is, or is a kind of."""
@@ -164,6 +172,21 @@ def vocabulary_of_truth(
     strange = sorted(own - coco.names)[0]
     told = f"{found.told} Our list of other names of COCO's objects is not used, because {strange!r} is none of them; "
     return replace(found, told=told + "other names can be given with `--aliases`.")
+
+
+def with_names(known: Vocabulary, names: Iterable[str]) -> Vocabulary:
+    """The vocabulary with further objects, by their names and plurals; those that it has already stay as they are."""
+    surface = dict(known.surface)
+    added = []
+    for name in dict.fromkeys(name.lower() for name in names):
+        if _words(name) and not known.of_word(name):
+            added.append(name)
+            for form in _forms(name):
+                surface.setdefault(_words(form), name)
+    if not added:
+        return known
+    told = f"{known.told} Added were: {', '.join(added)}."
+    return replace(known, names=known.names | set(added), surface=surface, told=told)
 
 
 def _kinds(related: Related | None) -> str:

@@ -34,6 +34,7 @@ _MEANINGS = (
     "*portability*: share of the given questions that are answered as follows from the edit",
     "*CHAIR*, *POPE*: hallucination; a swap that was asked for counts as one in CHAIR",
     "*added*: after less before, in pairs",
+    "an interval without any width says that all these pictures agree, and of few pictures nothing else",
 )
 
 
@@ -115,7 +116,8 @@ def _page(proof: Proof) -> str:
         & (proof.outcomes["before"] != proof.outcomes["after"])
     ).unique(["picture", "prompt"], maintain_order=True)
     if changed.height:
-        lines += [f"## Captions that changed ({column}), {min(SHOWN, changed.height)} of {changed.height}", ""]
+        some = f", {SHOWN} of them" if changed.height > SHOWN else ""
+        lines += [f"## {changed.height} of {counts['others']} captions changed ({column}){some}", ""]
         lines += ["| picture | before | after |", "|---|---|---|"]
         for one in changed.head(SHOWN).iter_rows(named=True):
             lines.append(f"| {cell(one['picture'])} | {cell(one['before'])} | {cell(one['after'])} |")

@@ -1,6 +1,7 @@
 """Reading a picture, whatever it comes as."""
 
 import ctypes
+import hashlib
 import io
 import logging
 import os
@@ -19,7 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from mmneurons.errors import PictureError
 
-__all__ = ["LARGEST_FILE", "PictureLike", "decode_picture", "open_picture", "picture_name", "read_file"]
+__all__ = ["LARGEST_FILE", "PictureLike", "decode_picture", "open_picture", "picture_name", "pixel_digest", "read_file"]
 
 PictureLike: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray"
 """A path, a PIL image, or an array: (height, width), or (height, width, 1, 3 or 4), uint8, or floats from 0 to 1."""
@@ -194,6 +195,11 @@ class _Quiet:
 
 
 _PILLOW_IS_QUIET = _Quiet()
+
+
+def pixel_digest(image: Image.Image) -> str:
+    """16 hex digits that are the same for pictures that show the same, whatever file they came from."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()[:16]
 
 
 def _taken_from(path: str | os.PathLike[str]) -> str:
