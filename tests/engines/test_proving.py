@@ -142,6 +142,12 @@ def test_what_cannot_be_proved(model, named, edit, llava):
         prove(other, edit, Tried(named))
 
 
+def test_a_request_is_met_or_not_only_where_the_source_was_said(proof):
+    met = {said: set(own["swapped"]) for (said,), own in proof.outcomes.group_by("said")}
+    assert met[False] == {None}
+    assert met[True] <= {True, False}
+
+
 def test_what_an_edit_says_is_looked_for_though_the_truth_names_none(model, named, edit):
     truths = {f"{k}.png": Truth(f"{k}.png", ("bus",)) for k in range(7)}
     tried = Tried(named[3:], learned=[named[2]], truths=truths, known=vocabulary(["bus"]), max_new_tokens=SHORT)
