@@ -13,6 +13,7 @@ __all__ = [
     "KINDS_OF_THEIR_OWN",
     "LEMMAS",
     "MADE_OF_ORANGES",
+    "OTHER_PLURALS",
     "are_forms",
     "base_of_noun",
     "compounds_in",
@@ -63,6 +64,9 @@ LEMMAS = {
     },
 }
 """Base forms that the dictionary gets wrong for pictures: plurals without a singular in use, rare homonyms."""
+
+OTHER_PLURALS = {"people": "person"}
+"""Plurals of another stem, which the dictionary knows as words of their own."""
 
 COLORS = frozenset(
     _names(
@@ -129,7 +133,7 @@ def _is_base(base: str, form: str) -> bool:
     only the sentence could tell. Those in -ing are, since the noun means the same ("riding").
     """
     known = _dictionary(form)
-    if base == LEMMAS.get(form) or base in known.get("NOUN", ()):
+    if base in (LEMMAS.get(form), OTHER_PLURALS.get(form)) or base in known.get("NOUN", ()):
         return True
     if not known:
         return base == _base_by_spelling(form)

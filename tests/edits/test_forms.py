@@ -40,6 +40,14 @@ def test_all_forms_are_all_that_count_as_one(word):
     assert {form.text.lower() for form in forms_of(word)} <= forms
 
 
+def test_a_plural_of_another_stem():
+    assert forms_of("person") == (Form("person", False), Form("people", True))
+    assert forms_of("People") == (Form("People", True), Form("Person", False))
+    assert stands_in("two people", 0, "person")
+    assert stands_in("a person", 0, "people")
+    assert all_forms("person") == {"person", "persons", "people"}
+
+
 def test_a_verb_has_more_forms():
     assert all_forms("ride") == {"ride", "rides", "riding", "ridden", "rode"}
 

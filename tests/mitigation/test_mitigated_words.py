@@ -67,13 +67,18 @@ def test_words_are_gone_and_the_summary_says_how_well(tmp_path):
     with edit.on(vlm):
         after = dict(zip((path.name for path in paths), mmn.caption(vlm, paths), strict=True))
     # what the summary shows is what the file does, learned from or not
-    changes = [change for one in told["words"] for change in one["changes"]] + told["changed elsewhere"]
+    own = [change for one in told["words"] for kind in ("changes", "changes learned from") for change in one[kind]]
+    changes = own + told["changed elsewhere"]
     assert changes
     for change in changes:
         name = change["name"].rpartition("/")[2]
         assert (before[name], after[name]) == (change["before"], change["after"])
     learned = {one["word"]: one["reliability"] for one in told["words"] if "reliability" in one}
     assert learned["dog"]["value"] == learned["cat"]["value"] == 1
+    for one in told["words"]:
+        held, seen = ({change["name"] for change in one[kind]} for kind in ("changes", "changes learned from"))
+        assert not held & seen
+        assert len(seen) <= one["learned from"]
     page = (tmp_path / "out" / "README.md").read_text()
     assert "**Can be used, as far as" in page
     assert "Signed off by" in page

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lemminflect import getAllInflections, getInflection
 
-from mmneurons.english import LEMMAS, are_forms, base_of_noun, fold, parts_of_speech
+from mmneurons.english import LEMMAS, OTHER_PLURALS, are_forms, base_of_noun, fold, parts_of_speech
 
 __all__ = ["Form", "all_forms", "forms_of", "is_plural", "matching", "plural_of"]
 
@@ -29,6 +29,8 @@ def plural_of(word: str) -> str | None:
     """The most usual plural of a noun, only its last word inflected; None where it has none of its own."""
     head, _, last = word.rpartition(" ")
     folded = fold(last)
+    if other := next((plural for plural, base in OTHER_PLURALS.items() if base == folded), None):
+        return f"{head} {_cased(other, last)}".strip()
     # of a plural that is no form of another word to the dictionary another one would be made: "headphoneses"
     if LEMMAS.get(folded) == folded or (folded.endswith("s") and not parts_of_speech(folded)):
         return None
@@ -58,14 +60,21 @@ def all_forms(word: str) -> frozenset[str]:
 
 def _singular_of(word: str) -> str:
     head, _, last = word.rpartition(" ")
-    base = base_of_noun(fold(last), plural=False)
-    return f"{head} {base[:1].upper() + base[1:] if last[:1].isupper() else base}".strip()
+    return f"{head} {_cased(_base_of(last), last)}".strip()
+
+
+def _base_of(last: str) -> str:
+    return OTHER_PLURALS.get(fold(last)) or base_of_noun(fold(last), plural=False)
+
+
+def _cased(word: str, like: str) -> str:
+    return word[:1].upper() + word[1:] if like[:1].isupper() else word
 
 
 def is_plural(word: str) -> bool:
     """Whether a word is a plural: another word is its base, and it is a form of that."""
     last = word.rpartition(" ")[2]
-    base = base_of_noun(fold(last), plural=False)
+    base = _base_of(last)
     return base != fold(last) and are_forms(base, fold(last))
 
 

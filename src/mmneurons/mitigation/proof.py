@@ -45,7 +45,8 @@ class Line:
         learned: how many of these an edit was learned from.
         reliability: share of those whose request is met, with all edits in force; None where there is none.
         generality: the same over captions that were held out.
-        changes: of held-out captions; of those that were learned from where none was held out.
+        changes: of held-out captions.
+        changes_learned: of captions that were learned from.
         note: why there is no edit, or why little is known of it.
     """
 
@@ -55,6 +56,7 @@ class Line:
     reliability: Figure | None = None
     generality: Figure | None = None
     changes: tuple[Change, ...] = ()
+    changes_learned: tuple[Change, ...] = ()
     note: str = ""
 
 
@@ -131,7 +133,8 @@ def _line(vlm: VLM, found: Found, edits: Sequence[Edit], notes: dict[str, str], 
         len(learned),
         _met("reliability", learned),
         _met("generality", held),
-        _changes(found.held, held) or _changes(found.learned, learned),
+        _changes(found.held, held),
+        _changes(found.learned, learned),
         note,
     )
 

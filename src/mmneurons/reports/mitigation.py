@@ -129,11 +129,13 @@ def write_folder(
     """
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    # the page says that an edit can be used, so the edit is there first
+    if edit is not None:
+        edit.save(folder / EDIT)
     write_whole(folder / FIGURES, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
     write_whole(folder / SUMMARY, page.encode())
     if edit is None:
         return Written(folder / SUMMARY, None, None)
-    edit.save(folder / EDIT)
     return Written(folder / SUMMARY, folder / EDIT, edit.to_peft(folder / ADAPTER, vlm) if peft else None)
 
 
@@ -146,6 +148,7 @@ def _as_json(line: Line) -> Mapping[str, object]:
         "learned from": line.learned,
         **figures,
         "changes": [asdict(change) for change in line.changes],
+        "changes learned from": [asdict(change) for change in line.changes_learned],
         "note": line.note,
     }
 
@@ -183,6 +186,8 @@ def _page(vlm: VLM, survey: Survey, mitigation: Mitigation, made_by: str, at_lea
     lines += changes_table("Changed captions that should have stayed", proof.changes)
     for line in proof.lines:
         lines += changes_table(f"{line.wish}", line.changes[:SHOWN])
+        if not line.changes:
+            lines += changes_table(f"{line.wish}, captions that were learned from", line.changes_learned[:SHOWN])
     if not proof.refusal:
         lines += how_to_use(vlm.name, peft, not any(edit.deltas for edit in mitigation.edits))
     return "\n".join([*lines, SIGNATURE, ""])
