@@ -286,7 +286,15 @@ def test_the_command_starts_without_torch():
 
 
 START = """
-import sys
+import sys, time
+write = sys.stdout.write
+def waiting(text):
+    written = write(text)
+    if '"done": 2' in text:
+        sys.stdout.flush()
+        time.sleep(30)  # however busy the machine is, it is stopped here
+    return written
+sys.stdout.write = waiting
 how = "--out run --json --shard 1 --batch-size 1"
 sys.argv = ["mmn", "find", "photos", "--model", sys.argv[1], *how.split()]
 from mmneurons.cli.main import main
