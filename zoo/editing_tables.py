@@ -150,7 +150,9 @@ def _draw_swept(kinds: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) ->
     figure, axes = _axes()
     for number, (kind, groups) in enumerate(kinds.items()):
         places = [_place(rows) for rows in groups.values()]
-        axes.plot(*zip(*places, strict=True), "o", markersize=4, color=f"C{number}", label=kind.removeprefix(SWEEP))
+        # methods are tried on their own pairs of words, more or fewer
+        label = f"{kind.removeprefix(SWEEP)}, pairs of words: {len(_pairs(groups))}"
+        axes.plot(*zip(*places, strict=True), "o", markersize=4, color=f"C{number}", label=label)
         if "default" in groups:
             axes.plot(*_place(groups["default"]), "o", markersize=9, fillstyle="none", color=f"C{number}")
     axes.legend(frameon=False, fontsize=8)
