@@ -4,7 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["why_unwritable", "write_whole"]
+from mmneurons.errors import RunError
+
+__all__ = ["check_out_folder", "why_unwritable", "write_whole"]
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -27,6 +29,18 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def check_out_folder(folder: Path) -> None:
+    """See that files can be written into a folder, which may not be there yet. Nothing is made.
+
+    Raises:
+        RunError: it is a file, or cannot be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{str(folder)!r} is a file. Choose another folder with --out.")
+    if why := why_unwritable(folder):
+        raise RunError(f"Nothing could be written to {str(folder)!r}: {why}. Choose another folder with --out.")
 
 
 def why_unwritable(path: Path) -> str:

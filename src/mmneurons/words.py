@@ -203,13 +203,14 @@ def _places(caption: str, generated_start: int, name: str) -> list[tuple[int, in
     if not name.strip():
         raise OptionError("A word to explain is blank: name a word of the caption, or leave words out for its nouns.")
     folded = fold(caption)
-    compounds, made_for = compounds_in(folded, KINDS_OF_THEIR_OWN), compounds_in(folded, MADE_FOR)
+    compounds = compounds_in(folded, KINDS_OF_THEIR_OWN)
     prefix = caption[:generated_start].strip()
     hidden_by, in_prefix = "", False
     for forms in (False, True):
         places = []
+        made_for = compounds_in(folded, MADE_FOR) if forms else []
         for start, end in _occurrences(folded, fold(name.strip()), forms):
-            hiding = [*compounds, *(place for place in made_for if forms and place[0] == start)]
+            hiding = [*compounds, *(place for place in made_for if place[0] == start)]
             compound = next((place for place in hiding if place[0] <= start < end <= place[1]), (start, end))
             if start < generated_start:
                 in_prefix = True

@@ -9,7 +9,7 @@ from lemminflect import getAllInflections, getInflection
 
 from mmneurons.english import LEMMAS, OTHER_PLURALS, are_forms, base_of_noun, fold, parts_of_speech
 
-__all__ = ["Form", "all_forms", "forms_of", "is_plural", "matching", "plural_of"]
+__all__ = ["Form", "all_forms", "forms_of", "is_plural", "matching", "plural_of", "with_capital"]
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,8 @@ def forms_of(word: str, inflections: bool = True) -> tuple[Form, ...]:
 def all_forms(word: str) -> frozenset[str]:
     """Everything that counts as a form of a word, of a verb, too; the last word of a phrase is inflected."""
     head, _, last = word.rpartition(" ")
-    bases = {fold(last), fold(forms_of(last)[-1].text)}
-    tried = {form for base in bases for forms in getAllInflections(base).values() for form in forms}
-    tried |= bases | {form for base in bases if (form := plural_of(base)) is not None}
+    own = {fold(form.text) for form in forms_of(last)}
+    tried = own.union(*(forms for form in own for forms in getAllInflections(form).values()))
     return frozenset(f"{head} {form}".strip() for form in tried if are_forms(fold(last), fold(form)))
 
 
@@ -68,7 +67,12 @@ def _base_of(last: str) -> str:
 
 
 def _cased(word: str, like: str) -> str:
-    return word[:1].upper() + word[1:] if like[:1].isupper() else word
+    return with_capital(word) if like[:1].isupper() else word
+
+
+def with_capital(text: str) -> str:
+    """The text with a capital in front, and otherwise as it is."""
+    return text[:1].upper() + text[1:]
 
 
 def is_plural(word: str) -> bool:
@@ -81,4 +85,4 @@ def is_plural(word: str) -> bool:
 def matching(form: str, plural: bool, choices: Sequence[Form]) -> str:
     """Which of a word's forms takes the place of another word's form, written with a capital where that has one."""
     text = next((choice.text for choice in choices if choice.plural == plural), choices[0].text)
-    return text[:1].upper() + text[1:] if form[:1].isupper() else text
+    return _cased(text, form)

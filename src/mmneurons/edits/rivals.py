@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmneurons.edits.edit import Delta
-from mmneurons.edits.forms import all_forms
+from mmneurons.edits.forms import all_forms, with_capital
 from mmneurons.edits.neurons import best_neurons, by_block
 from mmneurons.edits.solution import Solution, settings
 from mmneurons.edits.task import Task
@@ -112,7 +112,7 @@ class Ban:
         spelled = {
             tuple(tokenizer(before + written, add_special_tokens=False)["input_ids"])
             for form in joined
-            for written in (form, form[:1].upper() + form[1:], form.title(), form.upper())
+            for written in (form, with_capital(form), form.title(), form.upper())
             for before in ("", " ")
         }
         return Solution((), settings(self), tuple(sorted(spelled)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from mmneurons.edits.forms import Form, forms_of, matching
+from mmneurons.edits.forms import Form, forms_of, matching, with_capital
 from mmneurons.english import are_forms, fold
 from mmneurons.errors import EditError, RecordingError
 from mmneurons.recordings import read, spell
@@ -105,7 +105,7 @@ class Swap:
     def spellings(self) -> frozenset[str]:
         """The word's forms, as they were named, in lower case, and with a capital."""
         texts = [text for form in self.forms for text in (form.text, fold(form.text))]
-        return frozenset([*texts, *(text[:1].upper() + text[1:] for text in texts)])
+        return frozenset([*texts, *map(with_capital, texts)])
 
     def instead_of(self, form: str, plural: bool) -> str:
         """What takes the place of a form of the word."""

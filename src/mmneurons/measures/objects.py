@@ -176,17 +176,12 @@ def vocabulary_of_truth(
 
 def with_names(known: Vocabulary, names: Iterable[str]) -> Vocabulary:
     """The vocabulary with further objects, by their names and plurals; those that it has already stay as they are."""
-    surface = dict(known.surface)
-    added = []
-    for name in dict.fromkeys(name.lower() for name in names):
-        if _words(name) and not known.of_word(name):
-            added.append(name)
-            for form in _forms(name):
-                surface.setdefault(_words(form), name)
-    if not added:
+    fresh = [name for name in names if _words(name) and not known.of_word(name)]
+    if not fresh:
         return known
-    told = f"{known.told} Added were: {', '.join(added)}."
-    return replace(known, names=known.names | set(added), surface=surface, told=told)
+    more = vocabulary(fresh)
+    told = f"{known.told} Added were: {', '.join(sorted(more.names))}."
+    return replace(known, names=known.names | more.names, surface={**more.surface, **known.surface}, told=told)
 
 
 def _kinds(related: Related | None) -> str:

@@ -17,7 +17,7 @@ from mmneurons.mitigation.survey import Survey
 from mmneurons.mitigation.words import Mitigation
 from mmneurons.reports.texts import cell, count_of, plain
 from mmneurons.vlm.model import VLM
-from mmneurons.whole_files import why_unwritable, write_whole
+from mmneurons.whole_files import check_out_folder, write_whole
 
 __all__ = [
     "SIGNATURE",
@@ -59,12 +59,9 @@ def check_folder(folder: Path) -> None:
     Raises:
         RunError: it is a file, holds something, or cannot be written to.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{str(folder)!r} is a file. Choose another folder with --out.")
+    check_out_folder(folder)
     if folder.is_dir() and any(folder.iterdir()):
         raise RunError(f"{str(folder)!r} holds files already. Choose an empty folder, or a new one, with --out.")
-    if why := why_unwritable(folder):
-        raise RunError(f"Nothing could be written to {str(folder)!r}: {why}. Choose another folder with --out.")
 
 
 def survey_lines(survey: Survey) -> list[str]:

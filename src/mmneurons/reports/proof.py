@@ -12,7 +12,7 @@ from mmneurons.engines.proving import Proof
 from mmneurons.errors import RunError
 from mmneurons.measures.edit_quality import Figure, Quality
 from mmneurons.reports.texts import cell, plain
-from mmneurons.whole_files import why_unwritable, write_whole
+from mmneurons.whole_files import check_out_folder, write_whole
 
 __all__ = ["check_proof_folder", "write_proof"]
 
@@ -44,10 +44,7 @@ def check_proof_folder(folder: Path, edits: list[Edit]) -> None:
     Raises:
         RunError: it is a file, holds other files or the proof of other edits, or cannot be written to.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{str(folder)!r} is a file. Choose another folder with --out.")
-    if why := why_unwritable(folder):
-        raise RunError(f"Nothing could be written to {str(folder)!r}: {why}. Choose another folder with --out.")
+    check_out_folder(folder)
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if not there:
         return
