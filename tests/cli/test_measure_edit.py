@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from helpers.command import mmn
+from mmneurons.engines.proving import _Trial
 
 
 @pytest.fixture(scope="module")
@@ -68,14 +69,83 @@ def test_several_edits(place, edited):
     assert "| figure | captions | first 1 | first 2 |" in (place / "proof" / "README.md").read_text()
 
 
-def test_stopped_by_hand_nothing_was_written(place, edited, monkeypatch):
-    def stop(*arguments, **options):
-        raise KeyboardInterrupt
+def stop_after(columns, monkeypatch):
+    """Somebody stops it behind so many columns."""
+    measured = []
+    column = _Trial.column
 
-    monkeypatch.setattr("mmneurons.engines.proving.prove", stop)
+    def counted(trial, edits):
+        if len(measured) == columns:
+            raise KeyboardInterrupt
+        measured.append(edits)
+        return column(trial, edits)
+
+    monkeypatch.setattr(_Trial, "column", counted)
+
+
+def test_stopped_before_anything_was_measured(place, edited, monkeypatch):
+    stop_after(0, monkeypatch)
     result = measure("--edit", edited[0], "photos", "--limit", 2, "--out", "proof")
-    assert (result.code, result.err.splitlines()[-1]) == (130, "Stopped. Nothing was written.")
+    assert (result.code, result.out.splitlines()[-1]) == (130, "Stopped. Nothing was written.")
     assert not (place / "proof").exists()
+
+
+def test_stopped_and_gone_on_with(place, edited, monkeypatch):
+    (place / "truth.json").write_text(
+        json.dumps([{"file": f"{k}.png", "objects": ["dog" if k else "bus"]} for k in range(4)])
+    )
+    flags = [flag for path in edited for flag in ("--edit", path)]
+    arguments = (*flags, "photos", "--limit", 2, "--truth", "truth.json", "--measures", "pope")
+    assert measure(*arguments, "--out", "undisturbed").code == 0
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        result = measure(*arguments, "--out", "proof")
+    assert result.code == 130
+    assert result.out.splitlines()[-1] == "Stopped. 1 column of the table is measured; the same command goes on."
+    assert [path.name for path in (place / "proof").iterdir()] == ["unfinished.json"]
+
+    with monkeypatch.context() as patch:
+        # the one that is left, and no other
+        stop_after(1, patch)
+        result = measure(*arguments, "--out", "proof")
+    assert result.code == 0, result.err
+    assert "first 1: measured before" in result.err
+    assert {path.name: path.read_bytes() for path in (place / "proof").iterdir()} == {
+        path.name: path.read_bytes() for path in (place / "undisturbed").iterdir()
+    }
+
+
+@pytest.mark.parametrize("what", ["another picture", "another prompt", "cut short"])
+def test_what_was_measured_otherwise_is_measured_anew(place, edited, monkeypatch, what):
+    flags = [flag for path in edited for flag in ("--edit", path)]
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        assert measure(*flags, "photos/0.png", "--out", "proof").code == 130
+    kept = place / "proof" / "unfinished.json"
+    if what == "cut short":
+        kept.write_bytes(kept.read_bytes()[:-9])
+    pictures = "photos/1.png" if what == "another picture" else "photos/0.png"
+    prompt = ("--prompt", "What?") if what == "another prompt" else ()
+    result = measure(*flags, pictures, *prompt, "--out", "proof")
+    if what == "cut short":
+        # of which edits it tells no more
+        assert (result.code, "of other edits" in result.err) == (1, True)
+        return
+    assert result.code == 0, result.err
+    assert "was measured otherwise, and is measured anew" in " ".join(result.err.split())
+    assert "measured before" not in result.err
+    assert not kept.exists()
+
+
+def test_what_is_unfinished_of_other_edits_stays(place, edited, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(1, patch)
+        assert measure("--edit", edited[0], "--edit", edited[1], "photos/0.png", "--out", "proof").code == 130
+    kept = place / "proof" / "unfinished.json"
+    content = kept.read_bytes()
+    result = measure("--edit", edited[1], "photos/0.png", "--out", "proof")
+    assert (result.code, "measured of other edits" in result.err) == (1, True)
+    assert kept.read_bytes() == content
 
 
 def test_pictures_that_an_edit_has_seen_are_said_to(place, edited):

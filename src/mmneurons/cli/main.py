@@ -35,7 +35,7 @@ WRITES_NOTHING = {edit: "No edit was written.", apply: "Nothing was changed."}
 """What is left by commands that write a file when they are done, or none."""
 
 
-def _stoppable(command: Callable[..., None], left: str, left_of_edits: str = "") -> Callable[..., None]:
+def _stoppable(command: Callable[..., None], left: str) -> Callable[..., None]:
     """Say that a command was stopped by hand, and what is left; what calls it would end without a word."""
 
     @functools.wraps(command)
@@ -43,18 +43,14 @@ def _stoppable(command: Callable[..., None], left: str, left_of_edits: str = "")
         try:
             command(**options)
         except KeyboardInterrupt:
-            Output(bool(options.get("as_json"))).stopped(
-                left_of_edits if options.get("edit") and left_of_edits else left
-            )
+            Output(bool(options.get("as_json"))).stopped(left)
             raise typer.Exit(INTERRUPTED) from None
 
     return run
 
 
 for module in (demo, find, show, report, measure, edit, apply, export, doctor, models, convert):
-    # measuring edits writes its folder when all is measured
-    of_edits = "Nothing was written." if module is measure else ""
-    stoppable = _stoppable(module.command, WRITES_NOTHING.get(module, "What was written stays."), of_edits)
+    stoppable = _stoppable(module.command, WRITES_NOTHING.get(module, "What was written stays."))
     app.command(module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(stoppable)
 
 

@@ -57,8 +57,8 @@ EXAMPLES = """Examples:
 
     mmn measure --edit dog-to-cat.safetensors others --learned photos --rivals --out proof
 
-The same command again goes on where it stopped; with --edit all is measured anew. The
-tables and figures stand in the folder's README.md."""
+The same command again goes on where it stopped. The tables and figures stand in the
+folder's README.md."""
 
 WHAT = "What is measured"
 
@@ -149,8 +149,7 @@ def command(
 ) -> None:
     """Measure whether the neurons behind words matter, for several ways to find them.
 
-    Every figure stands beside its control, with a 95 % interval. Stop it at any time: the same command again goes on,
-    unless it measures edits.
+    Every figure stands beside its control, with a 95 % interval. Stop it at any time: the same command again goes on.
     """
     from mmneurons.engines.measuring import measure
     from mmneurons.measures.truth import BUNDLED

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from mmneurons.cli.common import INTERRUPTED
 from mmneurons.cli.output import Output
 
 if TYPE_CHECKING:
+    from mmneurons.engines.proving import Column
     from mmneurons.measures.hallucination import Question
     from mmneurons.measures.objects import Vocabulary
     from mmneurons.measures.truth import Truth
@@ -121,6 +123,8 @@ def measure_edits(
     from mmneurons.measures.hops import read_hops
     from mmneurons.nouns import nouns
     from mmneurons.reports.proof import check_proof_folder, write_proof
+    from mmneurons.reports.texts import count_of
+    from mmneurons.reports.unfinished_proof import UNFINISHED, key_of, read_unfinished, write_unfinished
     from mmneurons.sources import gather
 
     if known is not None:
@@ -147,7 +151,27 @@ def measure_edits(
     # the command's default is the demo model, and an edit knows its own
     vlm = load(str(edits[0].model.get("name")) if model == "demo" else model)
     output.note(repr(vlm))
-    proof = prove(vlm, edits, tried, asked.rivals, output.note)
+    key = key_of(vlm, edits, tried)
+    done = read_unfinished(out, key)
+    if not done and (out / UNFINISHED).exists():
+        output.note(f"What {str(out / UNFINISHED)!r} holds was measured otherwise, and is measured anew.")
+    columns = dict(done)
+
+    def keep(found: Mapping[str, Column]) -> None:
+        columns.update(found)
+        write_unfinished(out, key, edits, columns)
+
+    try:
+        proof = prove(vlm, edits, tried, asked.rivals, output.note, done, keep)
+    except KeyboardInterrupt:
+        kept = f"{count_of(len(columns), 'column')} of the table {'is' if len(columns) == 1 else 'are'} measured"
+        output.result(
+            f"Stopped. {kept}; the same command goes on." if columns else "Stopped. Nothing was written.",
+            event="stopped",
+            folder=str(out),
+            columns=[*columns],
+        )
+        raise typer.Exit(INTERRUPTED) from None
     page = write_proof(out, proof)
     for note in proof.notes:
         output.note(note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -34,7 +35,17 @@ from mmneurons.vlm.recording import Recording
 if TYPE_CHECKING:
     import polars
 
-__all__ = ["OTHER_PROMPTS", "STEPS", "AskedOfPictures", "Picture", "Proof", "Tried", "prove", "read_pictures"]
+__all__ = [
+    "OTHER_PROMPTS",
+    "STEPS",
+    "AskedOfPictures",
+    "Column",
+    "Picture",
+    "Proof",
+    "Tried",
+    "prove",
+    "read_pictures",
+]
 
 OTHER_PROMPTS = ("What is in this image?", "Tell me briefly what you see.", "Write a short caption.")
 """How pictures of the source are asked about, beside what they are asked anyway."""
@@ -99,6 +110,19 @@ class Tried:
 
 
 @dataclass(frozen=True, eq=False)
+class Column:
+    """What was measured of edits in force together, or of a rival.
+
+    Attributes:
+        quality: the figures, and the captions that they count.
+        note: what must be said of it; empty where that is nothing.
+    """
+
+    quality: Quality
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False)
 class Proof:
     """What was measured.
 
@@ -136,6 +160,8 @@ def prove(
     tried: Tried,
     rivals: bool = False,
     progress: Callable[[str], None] | None = None,
+    done: Mapping[str, Column] | None = None,
+    finished: Callable[[Mapping[str, Column]], None] | None = None,
 ) -> Proof:
     """Measure an edit, beside every other way to make it if that is asked for; or several in force together.
 
@@ -145,6 +171,8 @@ def prove(
         tried: on what.
         rivals: whether every other method learns the same from ``tried.learned`` and is measured, too.
         progress: told what is done now.
+        done: columns that were measured before, of the same edits on the same pictures: they are taken as they are.
+        finished: given the columns there are, whenever another one is measured.
 
     Raises:
         OptionError: there is nothing to try them on, or rivals have nothing to learn from.
@@ -158,26 +186,25 @@ def prove(
     tell = progress or (lambda _: None)
     tell("without edits")
     trial = _Trial(vlm, chosen, tried, tell)
-    columns: dict[str, Quality] = {}
-    parts = []
-    for name, own in _steps(chosen).items():
-        tell(name)
-        columns[name] = trial.quality(own)
-        parts += trial.rows(name, own, columns[name])
+    steps = _steps(chosen)
+    plan: dict[str, Callable[[], Column | None]] = {name: partial(trial.column, own) for name, own in steps.items()}
     if rivals:
-        kept = _kept(vlm, swap_of(chosen[0]), tried)
-        for name in _others(chosen[0]):
-            tell(name)
-            try:
-                rival = _learned(vlm, chosen[0], name, tried, kept)
-                columns[name] = trial.quality([rival])
-            except MMNeuronsError as error:
-                trial.notes.append(f"The rival {name} could not be measured: {error.args[0]}")
-                continue
-            if not rival.converged:
-                trial.notes.append(f"The rival {name} did not get as far as it was asked to.")
-            parts += trial.rows(name, [rival], columns[name])
-    return Proof(tuple(chosen), columns, _frame(parts), tuple(trial.notes))
+        others = _Rivals(vlm, chosen[0], tried, trial)
+        plan |= {name: partial(others.column, name) for name in _others(chosen[0])}
+    columns = {name: own for name, own in (done or {}).items() if name in plan}
+    for name, measure in plan.items():
+        if name in columns:
+            tell(f"{name}: measured before")
+            continue
+        tell(name)
+        if (found := measure()) is not None:
+            columns[name] = found
+            if finished is not None:
+                finished(columns)
+    columns = {name: columns[name] for name in plan if name in columns}
+    rows = [row for name, own in columns.items() for row in trial.rows(name, steps.get(name, chosen), own.quality)]
+    notes = [*trial.notes, *(own.note for own in columns.values() if own.note)]
+    return Proof(tuple(chosen), {name: own.quality for name, own in columns.items()}, _frame(rows), tuple(notes))
 
 
 def _steps(edits: Sequence[Edit]) -> dict[str, list[Edit]]:
@@ -194,33 +221,9 @@ def _others(edit: Edit) -> Iterator[str]:
             yield name
 
 
-def _kept(vlm: VLM, swap: Swap, tried: Tried) -> list[Recording]:
-    """What rivals have to keep as it is: the bundled pictures that they are not tried on."""
-    seen = {one.pixels for one in (*tried.pictures, *tried.learned)}
-    images = [one.image for one in read_pictures(gather(BUNDLED)) if one.pixels not in seen]
-    recordings = record_pictures(vlm, images, image_budget=0, **_how(tried)) if images else []
-    return [one for one in recordings if not says(one, swap.source)]
-
-
 def _how(tried: Tried, prompt: str | None = None) -> AskedOfPictures:
     asked = tried.prompt if prompt is None else prompt
     return {"prompt": asked, "prefix": tried.prefix, "max_new_tokens": tried.max_new_tokens}
-
-
-def _learned(vlm: VLM, edit: Edit, method: str, tried: Tried, kept: Sequence[Recording]) -> Edit:
-    """The same edit by another method."""
-    swap = swap_of(edit)
-    return make_edit(
-        vlm,
-        swap.source,
-        swap.to,
-        pictures=[one.image for one in tried.learned],
-        keep=kept,
-        bundled=False,
-        method=method,
-        inflections=swap.inflections,
-        **_how(tried),
-    )
 
 
 def _seen(pictures: Sequence[Picture], edits: Sequence[Edit]) -> int:
@@ -284,6 +287,10 @@ class _Trial:
         if about:
             self._tell(f"without edits, pope: {len(about)} questions")
         self._pope = ask_pope(vlm, named, about) if about else None
+
+    def column(self, edits: Sequence[Edit]) -> Column:
+        """Measure edits in force together, as a column of the table."""
+        return Column(self.quality(edits))
 
     def quality(self, edits: Sequence[Edit]) -> Quality:
         """Measure edits in force together."""
@@ -374,6 +381,42 @@ class _Trial:
         if missing:
             self.notes.append(f"The truth says nothing of {missing} of the {len(pictures)} pictures.")
         return [found.get(Path(one.name).name) for one in pictures]
+
+
+class _Rivals:
+    """The same edit by other methods."""
+
+    def __init__(self, vlm: VLM, edit: Edit, tried: Tried, trial: _Trial) -> None:
+        self._vlm, self._swap, self._tried, self._trial = vlm, swap_of(edit), tried, trial
+
+    def column(self, method: str) -> Column | None:
+        """Learn it, and measure it; None where that cannot be, and a note."""
+        try:
+            rival = make_edit(
+                self._vlm,
+                self._swap.source,
+                self._swap.to,
+                pictures=[one.image for one in self._tried.learned],
+                keep=self._kept,
+                bundled=False,
+                method=method,
+                inflections=self._swap.inflections,
+                **_how(self._tried),
+            )
+            quality = self._trial.quality([rival])
+        except MMNeuronsError as error:
+            self._trial.notes.append(f"The rival {method} could not be measured: {error.args[0]}")
+            return None
+        note = "" if rival.converged else f"The rival {method} did not get as far as it was asked to."
+        return Column(quality, note)
+
+    @cached_property
+    def _kept(self) -> list[Recording]:
+        """What rivals have to keep as it is: the bundled pictures that they are not tried on."""
+        seen = {one.pixels for one in (*self._tried.pictures, *self._tried.learned)}
+        images = [one.image for one in read_pictures(gather(BUNDLED)) if one.pixels not in seen]
+        recordings = record_pictures(self._vlm, images, image_budget=0, **_how(self._tried)) if images else []
+        return [one for one in recordings if not says(one, self._swap.source)]
 
 
 def _shown(truth: Truth | None, known: Vocabulary | None, swaps: Sequence[Swap]) -> frozenset[str]:

@@ -12,6 +12,7 @@ from mmneurons.engines.proving import Proof
 from mmneurons.errors import RunError
 from mmneurons.measures.edit_quality import Figure, Quality
 from mmneurons.reports.texts import cell, plain
+from mmneurons.reports.unfinished_proof import UNFINISHED
 from mmneurons.whole_files import check_out_folder, write_whole
 
 __all__ = ["check_proof_folder", "write_proof"]
@@ -48,18 +49,25 @@ def check_proof_folder(folder: Path, edits: list[Edit]) -> None:
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if not there:
         return
-    if not {PAGE, QUALITY, OUTCOMES}.issuperset(there) or QUALITY not in there:
+    telling = [name for name in (QUALITY, UNFINISHED) if name in there]
+    if not {PAGE, QUALITY, OUTCOMES, UNFINISHED}.issuperset(there) or not telling:
         raise RunError(f"{str(folder)!r} holds other files. Choose an empty folder, or a new one, with --out.")
+    asked = [one.edit_id for one in edits]
+    if any(_measured_of(folder / name) != asked for name in telling):
+        raise RunError(
+            f"{str(folder)!r} holds what was measured of other edits, or is damaged. Choose another folder with --out."
+        )
+
+
+def _measured_of(path: Path) -> list[str]:
     try:
-        own = [one["id"] for one in json.loads((folder / QUALITY).read_text(encoding="utf-8"))["edits"]]
+        return [one["id"] for one in json.loads(path.read_text(encoding="utf-8"))["edits"]]
     except (ValueError, LookupError, TypeError):
-        own = []
-    if own != [one.edit_id for one in edits]:
-        raise RunError(f"{str(folder)!r} holds what was measured of other edits. Choose another folder with --out.")
+        return []
 
 
 def write_proof(folder: Path, proof: Proof) -> Path:
-    """Write ``README.md``, ``quality.json`` and ``outcomes.parquet``; the page.
+    """Write ``README.md``, ``quality.json`` and ``outcomes.parquet``; what was kept of unfinished work is removed.
 
     Raises:
         RunError: see ``check_proof_folder``.
@@ -84,6 +92,7 @@ def write_proof(folder: Path, proof: Proof) -> Path:
     }
     write_whole(folder / QUALITY, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
     write_whole(folder / PAGE, _page(proof).encode())
+    (folder / UNFINISHED).unlink(missing_ok=True)
     return folder / PAGE
 
 
