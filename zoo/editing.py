@@ -17,7 +17,7 @@ from pathlib import Path
 
 import mmneurons as mmn
 from mmneurons.edits.methods import make_method
-from mmneurons.edits.task import says
+from mmneurons.edits.task import Swap, says
 from mmneurons.measures.edit_outcome import Pool
 from zoo.editing_jobs import KEPT, jobs, swept, words
 from zoo.scenes import Scene, Vocabulary, make_scene, vocabularies
@@ -62,7 +62,7 @@ class Scenes:
         for start in range(0, 3 * count, 8):
             scenes = self.drawn(what, range(start, min(start + 8, 3 * count)), style, source)
             for scene, recording in zip(scenes, self.captioned(scenes), strict=True):
-                if says(recording, source):
+                if says(recording, Swap(source, None)):
                     found.append((recording, frozenset(scene.names)))
             if len(found) >= count:
                 break
@@ -107,7 +107,7 @@ def main() -> None:
         if not own["learned"]:
             continue
         began = time.perf_counter()
-        keep = [one for one in kept[: job.kept] if not says(one, job.source)]
+        keep = [one for one in kept[: job.kept] if not says(one, Swap(job.source, job.to))]
         method = make_method(job.method, job.options)
         learned = [one for one, _ in own["learned"]]
         edit = mmn.edit(vlm, job.source, job.to, pictures=learned, keep=keep, bundled=not job.kept, method=method)

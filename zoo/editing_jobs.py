@@ -61,11 +61,11 @@ SWEPT: Mapping[str, tuple[tuple[str, Mapping[str, object]], ...]] = {
         ("learned", {"finder": "activation"}),
     ),
     "fine-tune": (
-        *(("finetune", {"rate": value}) for value in (0.003, 0.01, 0.03, 0.1)),
-        *(("finetune", {"k": None, "rate": value}) for value in (0.0003, 0.001, 0.003, 0.02)),
+        *(("finetune", {"rate": value}) for value in (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)),
+        *(("finetune", {"k": None, "rate": value}) for value in (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.02)),
     ),
     "LoRA": (
-        *(("lora", {"rate": value}) for value in (0.003, 0.01, 0.03, 0.1)),
+        *(("lora", {"rate": value}) for value in (0.001, 0.003, 0.01, 0.03, 0.1)),
         *(("lora", {"rate": 0.01, "keep": value}) for value in (5.0, 20.0)),
     ),
 }

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import mmneurons as mmn
-from mmneurons.edits.task import says
+from mmneurons.edits.task import Swap, says
 from zoo.editing import LEARNED, Scenes
 from zoo.editing_jobs import KEPT, pairs, words
 from zoo.scenes import Scene
@@ -50,7 +50,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for place, scene in enumerate(learned):
             scene.image.save(folder / f"{number:02d}-{place}.png")
-        keep = [one for one in kept if not says(one, source)]
+        keep = [one for one in kept if not says(one, Swap(source, None))]
         own = [scene.image for scene in learned]
         edit = mmn.edit(vlm, source, to, pictures=own, keep=keep, bundled=False)
         edit.save(path)

@@ -31,6 +31,7 @@ from mmneurons.options import check_seed
 from mmneurons.recordings import MAX_NEW_TOKENS
 from mmneurons.table import visible
 from mmneurons.vlm.anatomy import Anatomy, Block, Path
+from mmneurons.vlm.decoding import changes_logits
 from mmneurons.vlm.geometry import Geometry, ImageGrid, placed
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, picture_name
@@ -53,21 +54,6 @@ _NO_NUMBER = "the error is no number: weights or activations are infinite or not
 
 TEXT_TOKENS = 8
 WIDTH = 100
-
-_CHANGES_LOGITS = (
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "bad_words_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "sequence_bias",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "exponential_decay_length_penalty",
-    "min_length",
-    "min_new_tokens",
-)
-"""Options of transformers' ``generate`` that a checkpoint may bring along, and that work on the logits."""
 
 
 @dataclass(frozen=True)
@@ -541,7 +527,7 @@ def _generation_remarks(vlm: VLM) -> Iterator[Remark]:
             f"it {habit} by default, and captions are greedy here, so that they can be repeated",
             f"pass generation={{{option}}}" + (" and seed=0" if asked("do_sample") else ""),
         )
-    if changes := [name for name in _CHANGES_LOGITS if (value := asked(name)) and value != 1]:
+    if changes := changes_logits(vlm):
         yield Remark(
             "what is said",
             "partly",

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from mmneurons.errors import RunError
 
-__all__ = ["check_out_folder", "why_unwritable", "write_whole"]
+__all__ = ["check_out_folder", "is_half", "why_unwritable", "write_whole"]
+
+_HALF = ".mmneurons."
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -15,7 +17,7 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; what was there is there still.
     """
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".mmneurons.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_HALF)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
@@ -29,6 +31,11 @@ def write_whole(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def is_half(path: Path) -> bool:
+    """Whether a file is what ``write_whole`` was writing when something killed it."""
+    return path.name.startswith(_HALF)
 
 
 def check_out_folder(folder: Path) -> None:
@@ -52,7 +59,7 @@ def why_unwritable(path: Path) -> str:
     if not there.is_dir():
         return f"{str(there)!r} is no folder"
     try:
-        with tempfile.TemporaryFile(dir=there, prefix=".mmneurons."):
+        with tempfile.TemporaryFile(dir=there, prefix=_HALF):
             return ""
     except OSError as error:
         return f"nothing can be written into {str(there)!r}: {error.strerror or error}"

@@ -13,7 +13,17 @@ from mmneurons.english import COMPOUNDS, KINDS_OF_THEIR_OWN, are_forms, compound
 from mmneurons.errors import OptionError, WordNotFoundError
 from mmneurons.nouns import Noun, nouns
 
-__all__ = ["Noun", "Tokenizer", "Word", "find_words", "nouns", "same_word", "stands_in", "token_spans"]
+__all__ = [
+    "Noun",
+    "Tokenizer",
+    "Word",
+    "find_words",
+    "nouns",
+    "places_of",
+    "same_word",
+    "stands_in",
+    "token_spans",
+]
 
 CONTEXT_TOKENS = 16
 """How many tokens of the prompt's end are decoded with the generated ones; tokenizers look back one or two."""
@@ -180,10 +190,25 @@ def stands_in(caption: str, generated_start: int, name: str) -> bool:
     Raises:
         OptionError: The name is blank.
     """
+    return bool(places_of(caption, generated_start, name))
+
+
+def places_of(caption: str, generated_start: int, name: str, forms: bool = True) -> list[tuple[int, int]]:
+    """Where ``find_words`` would find a word that is named: first character, and the one after the last; or nowhere.
+
+    Args:
+        caption: The whole caption, the prefix counted in.
+        generated_start: Where in it the generated text begins.
+        name: The word.
+        forms: Whether a form of it counts where it does not stand itself.
+
+    Raises:
+        OptionError: The name is blank.
+    """
     try:
-        return bool(_places(caption, generated_start, name))
+        return _places(caption, generated_start, name, forms)
     except WordNotFoundError:
-        return False
+        return []
 
 
 def _steps(caption: str, start: int, end: int, spans: Sequence[tuple[int, int]]) -> tuple[int, ...]:
@@ -198,7 +223,7 @@ def _steps(caption: str, start: int, end: int, spans: Sequence[tuple[int, int]])
     return steps
 
 
-def _places(caption: str, generated_start: int, name: str) -> list[tuple[int, int]]:
+def _places(caption: str, generated_start: int, name: str, inflected: bool = True) -> list[tuple[int, int]]:
     """Where a named word, or else a form of it, stands in what was generated."""
     if not name.strip():
         raise OptionError("A word to explain is blank: name a word of the caption, or leave words out for its nouns.")
@@ -206,7 +231,7 @@ def _places(caption: str, generated_start: int, name: str) -> list[tuple[int, in
     compounds = compounds_in(folded, KINDS_OF_THEIR_OWN)
     prefix = caption[:generated_start].strip()
     hidden_by, in_prefix = "", False
-    for forms in (False, True):
+    for forms in (False, True) if inflected else (False,):
         places = []
         made_for = compounds_in(folded, MADE_FOR) if forms else []
         for start, end in _occurrences(folded, fold(name.strip()), forms):

@@ -4,6 +4,7 @@ import json
 
 import polars as pl
 import pytest
+from PIL import Image
 
 from helpers.command import mmn
 from mmneurons.engines.proving import _Trial
@@ -135,6 +136,39 @@ def test_what_was_measured_otherwise_is_measured_anew(place, edited, monkeypatch
     assert "was measured otherwise, and is measured anew" in " ".join(result.err.split())
     assert "measured before" not in result.err
     assert not kept.exists()
+
+
+def test_what_a_kill_left_half_written_is_no_other_file(place, edited):
+    (place / "proof").mkdir()
+    (place / "proof" / ".mmneurons.x7").write_bytes(b"{")
+    result = measure("--edit", edited[0], "photos/0.png", "--out", "proof")
+    assert result.code == 0, result.err
+
+
+def test_a_picture_that_cannot_be_read_is_said_and_left_out(place, edited):
+    (place / "photos" / "broken.png").write_bytes(b"no picture")
+    Image.new("RGB", (1, 900)).save(place / "photos" / "line.png")
+    result = measure("--edit", edited[0], "photos", "--out", "proof")
+    assert result.code == 0, result.err
+    told = " ".join(result.err.split())
+    assert "broken.png" in told
+    assert "line.png' is too long and thin" in told
+    names = pl.read_parquet(place / "proof" / "outcomes.parquet").filter(pool="others")["picture"].to_list()
+    assert names
+    assert not {"photos/broken.png", "photos/line.png"} & {*names}
+
+
+def test_pictures_are_asked_about_as_they_were_learned(place, tiny_checkpoint):
+    request = ("--say", "cat", "--instead-of", "dog", "--limit", 2, "--prompt", "What?", "--max-new-tokens", 5)
+    made = mmn("edit", "demo:pictures", *request, "--model", tiny_checkpoint, "--out", "edit.safetensors")
+    assert made.code == 0, made.err
+    result = mmn("measure", "--edit", "edit.safetensors", "photos/0.png", "--out", "proof")
+    assert result.code == 0, result.err
+    own = pl.read_parquet(place / "proof" / "outcomes.parquet").filter(pool="others")
+    assert own["prompt"].to_list() == ["What?"]
+    assert "reliability is not of the captions" not in " ".join(result.err.split())
+    other = mmn("measure", "--edit", "edit.safetensors", "photos/0.png", "--prompt", "Which?", "--out", "other")
+    assert "with the prompt 'Which?', and learned was with 'What?'" in " ".join(other.err.split())
 
 
 def test_what_is_unfinished_of_other_edits_stays(place, edited, monkeypatch):

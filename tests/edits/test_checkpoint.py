@@ -254,6 +254,14 @@ def test_an_edit_in_force_is_not_put_in_twice(checkpoint, tmp_path):
     assert files(tmp_path / "before") == files(tmp_path / "in force")
 
 
+def test_a_ban_in_force_is_not_saved(checkpoint, tmp_path):
+    vlm = mmn.load(checkpoint)
+    ban = replace(draw(vlm), deltas=(), banned=((5,),))
+    with ban.on(vlm), pytest.raises(EditError, match="A ban is in force"):
+        merge(draw(vlm), vlm, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.parametrize("how", ["in memory", "another edit in force", "in force twice"])
 def test_where_nobody_can_tell_what_is_in_the_weights_it_is_refused(how, checkpoint, tmp_path):
     vlm = mmn.load(checkpoint) if how != "in memory" else mmn.wrap(*tiny_llava())

@@ -20,9 +20,9 @@ pytestmark = pytest.mark.demo
 @pytest.fixture(scope="module")
 def task(demo):
     recordings = mmn.record(demo, [picture.path for picture in mmn.demo.pictures()[:16]], image_budget=0)
-    dogs = [(one, None) for one in recordings if says(one, "dog")]
+    dogs = [(one, None) for one in recordings if says(one, Swap("dog", None))]
     assert dogs
-    return make_task(demo, Swap("dog", "cat"), dogs, [one for one in recordings if not says(one, "dog")])
+    return make_task(demo, Swap("dog", "cat"), dogs, [one for one in recordings if not says(one, Swap("dog", None))])
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +136,15 @@ def test_a_margin_by_hand(task):
 def test_options_that_are_not_possible(wrong, unchecked):
     with pytest.raises(OptionError):
         LeastSquares(**wrong)
+
+
+def test_columns_are_told_apart_where_one_step_alone_must_stay(task):
+    alone = replace(task, kept=(Kept(task.kept[0].recording, (0,)),), wants=task.wants[:1])
+    (delta,) = LeastSquares(columns=8)(alone).deltas
+    own = task.wants[0].recording.activations[task.wants[0].step, 29]
+    rest = task.kept[0].recording.activations[0, 29]
+    # without any spread those differ most whose activations do
+    assert delta.columns.tolist() == sorted((own - rest).abs().topk(8).indices.tolist())
 
 
 def test_a_block_that_there_is_not(task):

@@ -25,8 +25,8 @@ def recordings(demo):
 
 
 def task_of(demo, recordings, to):
-    dogs = [(one, None) for one in recordings if says(one, "dog")]
-    keep = [one for one in recordings if not says(one, "dog")]
+    dogs = [(one, None) for one in recordings if says(one, Swap("dog", None))]
+    keep = [one for one in recordings if not says(one, Swap("dog", None))]
     return make_task(demo, Swap("dog", to, inflections=False), dogs, keep)
 
 
@@ -87,7 +87,7 @@ def test_a_banned_word_is_not_generated(demo, recordings):
         assert all(torch.equal(weight, weights[name]) for name, weight in demo.model.named_parameters())
     for old, new in zip(recordings, after, strict=True):
         assert "dog" not in new
-        assert says(old, "dog") or new == old.caption
+        assert says(old, Swap("dog", None)) or new == old.caption
 
 
 @pytest.mark.parametrize("named", ["Dog", "dogs", "DOGS"])
@@ -160,6 +160,35 @@ def test_captions_are_those_that_would_be_generated(demo, recordings):
         same = (old.logits[:steps].argmax(-1) == new[:steps].argmax(-1)).float().mean()
         assert one.agreement.top == pytest.approx(float(same), abs=1e-6)
     assert any(not one.unchanged for one in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "says_"),
+    [
+        ("finetune", {"blocks": (-1,)}, "is for k=None"),
+        ("finetune", {"k": None, "blocks": ()}, "names no block"),
+        ("lora", {"blocks": ()}, "names no block"),
+        ("lora", {"keep": -1.0}, "keep=-1.0 is not possible"),
+        ("learned", {"earlier": -0.1}, "earlier=-0.1 is not possible"),
+        ("refined", {"repeat": float("nan")}, "repeat=nan is not possible"),
+        ("fine", {"size": -1.0}, "size=-1.0 is not possible"),
+    ],
+)
+def test_options_that_are_not_possible(name, wrong, says_):
+    with pytest.raises(OptionError, match=says_):
+        make_method(name, wrong)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("finetune", {"k": None, "blocks": (30,)}), ("lora", {"blocks": (-31,)})])
+def test_blocks_that_there_are_not(task, name, wrong):
+    with pytest.raises(OptionError, match="There is no block"):
+        make_method(name, wrong)(task)
+
+
+@pytest.mark.parametrize("skip_last", [-1, 30])
+def test_blocks_at_the_end_that_cannot_be_left_out(task, skip_last):
+    with pytest.raises(OptionError, match=r"skip_last=.* whole number from 0 to 29"):
+        best_neurons(task, "contribution", 1, skip_last)
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -90,6 +90,14 @@ def test_figures_are_counted_from_the_captions(proof):
     assert {"portability added", "CHAIRs before", "CHAIR recall added", "text: KL"} <= set(quality.as_json())
 
 
+def test_the_picture_of_a_finding_counts_as_seen(model, named):
+    found = mmn.find(model, named[2].image, words=["tomato"], max_new_tokens=SHORT)
+    edit = mmn.edit(model, found["tomato"], "bicycle", bundled=False, max_new_tokens=SHORT)
+    for chosen, note in ((named[2:4], True), (named[:2], False)):
+        proof = prove(model, edit, Tried(chosen, max_new_tokens=SHORT))
+        assert any("1 of the 2 pictures were given when the edit was made" in own for own in proof.notes) is note
+
+
 def test_the_same_again(model, named, edit):
     tried = Tried(named[:4], max_new_tokens=SHORT)
     first, second = (prove(model, edit, tried) for _ in range(2))

@@ -179,6 +179,9 @@ def test_the_rest_of_a_caption():
     assert rest_likeness("a dog", "a dog", "dog") == 1
     assert rest_likeness("two dogs run", "three cats sleep", "dog") == 0
     assert rest_likeness("dogs", "dog", "dog") == 1
+    assert rest_likeness("two men and buses", "two women and trains", "man", "woman", "bus", "train") == 1
+    assert rest_likeness("a police dog runs", "a cat runs", "police dog", "cat") == 1
+    assert rest_likeness("a car", "a cat") == 0.5
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Captions with one edit, or several together, in force, against captions generated anew."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from mmneurons.edits.edit import Delta
 from mmneurons.edits.solution import live
 from mmneurons.edits.task import Swap
 from mmneurons.errors import EditError, OptionError
+from mmneurons.measures import edit_outcome
 from mmneurons.measures.edit_outcome import Pool, swap_of
 from mmneurons.measures.edit_quality import edit_quality
 from mmneurons.vlm.sites import columns
@@ -70,6 +73,36 @@ def test_deltas_of_one_block_sum_up_before_they_are_rounded():
     base = columns(vlm.model, vlm.anatomy.blocks[1].sites[0], [2, 5, 9]).float()
     sums = torch.stack([first.vectors[0], first.vectors[1] + second.vectors[0], second.vectors[1]])
     torch.testing.assert_close(base + added.vectors, (base + sums).to(torch.bfloat16).float())
+
+
+def test_nothing_added_changes_nothing_in_half_precision(pictures):
+    model, processor = tiny.tiny_llava(seed=3)
+    vlm = mmn.wrap(model.to(torch.bfloat16), processor)
+    recordings = mmn.record(vlm, pictures, max_new_tokens=6)
+    # what was recorded came about in another batch, and rounds otherwise
+    recordings = [replace(one, logits=one.logits + 0.01 * torch.randn_like(one.logits)) for one in recordings]
+    nothing = Delta.of_vectors(1, torch.tensor([3]), torch.zeros(1, 64))
+    edit = replace(edited.draw(vlm, blocks=[1]), deltas=(nothing,))
+    for one in Pool(vlm, recordings, 6).outcomes(edit):
+        assert one.unchanged
+        assert (one.agreement.top, one.agreement.top_ten, one.agreement.divergence) == (1, 1, 0)
+
+
+def test_captions_of_a_checkpoint_that_changes_logits_are_generated_anew(pictures):
+    vlm = mmn.wrap(*tiny.tiny_llava(seed=3))
+    vlm.model.generation_config.repetition_penalty = 1.02
+    pool = Pool(vlm, mmn.record(vlm, pictures, max_new_tokens=6), 6)
+    edit = edited.draw(vlm, blocks=[2], size=0.5)
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        own = edit_outcome.say_again
+        patch.setattr(
+            edit_outcome, "say_again", lambda vlm, given, longest: asked.extend(given) or own(vlm, given, longest)
+        )
+        found = pool.outcomes(edit)
+    assert len(asked) == len(pictures)
+    with edit.on(vlm):
+        assert [one.after for one in found] == mmn.caption(vlm, pictures, max_new_tokens=6)
 
 
 def test_several_requests_are_judged_by_what_was_said_once(pool, edits):

@@ -45,6 +45,17 @@ def test_figures_by_hand():
     assert quality.as_json()["generality"]["captions"] == 2
 
 
+def test_the_prefix_is_no_part_of_what_is_compared():
+    begun = len("An image of")
+    others = [
+        replace(outcome("An image of a car", "An image of a cup"), begun=begun),
+        replace(outcome("An image of two men", "An image of two women", said=True, swapped=True), begun=begun),
+    ]
+    quality = Quality(tuple(figures(edit("woman", "man"), {"others": others})), {})
+    assert quality["likeness"].value == 0.5
+    assert quality["rest kept"].value == 1
+
+
 def test_pictures_that_show_either_are_no_test_of_what_stays():
     shown = [frozenset(), frozenset(), frozenset({"dog"}), frozenset({"car"}), frozenset()]
     quality = Quality(tuple(figures(edit(), {"others": OTHERS}, shown)), {})

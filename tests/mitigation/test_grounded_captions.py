@@ -1,5 +1,7 @@
 """What is said of things that are not there is found, learned from, and measured before and after."""
 
+from dataclasses import replace
+
 import pytest
 
 import mmneurons as mmn
@@ -63,6 +65,12 @@ def test_what_is_learned_is_an_edit_of_the_last_block(demo, lesson, known, tmp_p
     edit.save(tmp_path / "edit.safetensors")
     assert Edit.load(tmp_path / "edit.safetensors").edit_id == edit.edit_id
     assert repr(edit).startswith("Edit(less of what is not there, grounding, ")
+    # a step that says the general word already is no name to be ahead of
+    token = demo.processor.tokenizer(" thing", add_special_tokens=False)["input_ids"][0]
+    plain = next(step for step in lesson.steps if step.mention is None)
+    more = replace(lesson, steps=(*lesson.steps, replace(plain, token=token)))
+    again = learn(demo, more, known, general=" thing", settings=Settings(rounds=20, folds=2))
+    assert again.edit_id == edit.edit_id
     with pytest.raises(EditError, match="'dog' is itself one of the objects"):
         learn(demo, lesson, known, general="dog")
 

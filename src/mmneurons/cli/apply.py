@@ -28,6 +28,7 @@ from mmneurons.cli.common import (
     VisionTower,
     asked_of_captions,
     load_model,
+    model_of,
     pictures_of,
 )
 from mmneurons.cli.output import Output
@@ -66,14 +67,18 @@ def command(
 ) -> None:
     """Caption pictures without an edit and with it, side by side."""
     from mmneurons.edits.edit import Edit
-    from mmneurons.edits.stack import shared
+    from mmneurons.edits.stack import check_fits, shared
     from mmneurons.recordings import caption
 
     output = Output(as_json, quiet)
     edits = [Edit.load(path) for path in (edit, *(also or ()))]
     pictures = pictures_of(inputs, output, images=images, column=column, limit=limit, sample=sample, seed=seed)
-    vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
+    name = model_of(edits[0], model)
+    vlm = load_model(name, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     output.note(repr(vlm))
+    if not force:
+        for one in edits:
+            check_fits(vlm, one)
     how = asked_of_captions(prompt, prefix, max_new_tokens)
     before = caption(vlm, list(pictures.values()), **how)
     both: set[tuple[int, int]] = set()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from mmneurons.cli.output import Output
+    from mmneurons.edits.edit import Edit
     from mmneurons.recordings import CaptionOptions
     from mmneurons.vlm.model import VLM
 
@@ -103,6 +104,11 @@ MaxNewTokens = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line, for machines.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as 'mmn find' makes it.")]
+
+
+def model_of(edit: Edit, said: str) -> str:
+    """Which model is loaded: what was named, or, where nothing was, the one that an edit was made of."""
+    return str(edit.model.get("name") or said) if said == "demo" else said
 
 
 def asked_of_captions(prompt: str | None, prefix: str | None, max_new_tokens: int | None) -> CaptionOptions:

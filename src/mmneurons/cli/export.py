@@ -18,6 +18,7 @@ from mmneurons.cli.common import (
     TrustRemoteCode,
     VisionTower,
     load_model,
+    model_of,
 )
 from mmneurons.cli.output import Output
 
@@ -49,16 +50,23 @@ def command(
 ) -> None:
     """Write an edit in a form that others load: an adapter of peft, or a checkpoint of transformers."""
     from mmneurons.edits.edit import Edit
+    from mmneurons.edits.shipping import check_folder
     from mmneurons.errors import OptionError
 
     output = Output(as_json, quiet)
     if peft is None and checkpoint is None:
         raise OptionError("Say where to: --peft FOLDER, or --checkpoint FOLDER.")
     own = Edit.load(edit)
-    vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
+    for folder in (peft, checkpoint):
+        if folder is not None:
+            check_folder(folder)
+    name = model_of(own, model)
+    vlm = load_model(name, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     if peft is not None:
         own.to_peft(peft, vlm, force)
         output.result(f"{peft}: an adapter of peft", event="peft", folder=str(peft))
     if checkpoint is not None:
-        own.merge(vlm, checkpoint, force)
+        merged = own.merge(vlm, checkpoint, force)
+        if merged.left_out:
+            output.note(f"Left out, since they hold the weights without the edit: {', '.join(merged.left_out)}.")
         output.result(f"{checkpoint}: a checkpoint", event="checkpoint", folder=str(checkpoint))

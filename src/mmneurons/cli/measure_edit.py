@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from mmneurons.cli.common import INTERRUPTED
+from mmneurons.cli.common import INTERRUPTED, model_of
 from mmneurons.cli.output import Output
 
 if TYPE_CHECKING:
@@ -137,19 +137,22 @@ def measure_edits(
                 "the README.md beside it; mmn apply shows it on other pictures."
             )
     check_proof_folder(out, edits)
+    # the first edit's way of asking, where nothing else was said
+    recipe = edits[0].recipe
+    own = {name: recipe[name] for name in ("prompt", "prefix", "max_new_tokens") if name in recipe}
+    asking = cast("CaptionOptions", {**own, **how})
     tried = Tried(
         pictures=read_pictures(
-            gather(list(inputs), images=images, column=column, limit=limit, sample=sample, seed=seed)
+            gather(list(inputs), images=images, column=column, limit=limit, sample=sample, seed=seed), output.skipped
         ),
-        learned=read_pictures(gather(list(asked.learned))) if asked.learned else (),
+        learned=read_pictures(gather(list(asked.learned)), output.skipped) if asked.learned else (),
         truths=truths or {},
         known=known,
         hops=read_hops(asked.hops) if asked.hops is not None else (),
         questions=questions,
-        **how,
+        **asking,
     )
-    # the command's default is the demo model, and an edit knows its own
-    vlm = load(str(edits[0].model.get("name")) if model == "demo" else model)
+    vlm = load(model_of(edits[0], model))
     output.note(repr(vlm))
     key = key_of(vlm, edits, tried)
     done = read_unfinished(out, key)

@@ -29,6 +29,7 @@ from mmneurons.demo.assembly import default_folder
 from mmneurons.edits.edit import Edit
 from mmneurons.edits.shards import DTYPES, Shards, ShardsError, opened, rewrite
 from mmneurons.edits.shipping import Part, check_fits, check_folder, is_of, new_folder, parts
+from mmneurons.edits.stack import active
 from mmneurons.errors import AnatomyError, EditError
 from mmneurons.vlm.families.first_llava import is_first_llava
 from mmneurons.vlm.loading import without_bars
@@ -120,6 +121,11 @@ def merge(edit: Edit, vlm: VLM, folder: str | os.PathLike[str], force: bool = Fa
     """
     check_folder(folder)
     check_fits(edit, vlm, force)
+    if any(one.banned for one in active(vlm)):
+        raise EditError(
+            "A ban is in force in this model, and would be saved with the settings of its generation. Withdraw it "
+            "first."
+        )
     if packed := [part.parameter for part in parts(edit, vlm.anatomy) if not plain(vlm.model, part.site)]:
         raise EditError(
             f"{packed[0]} is quantised: no vector can be added to what is stored of it. Load the model without "

@@ -28,7 +28,9 @@ KEPT = "kept captions"
 """What ``measured`` has under this name: how many captions that must stay would be changed, of how many."""
 
 SEEN = "seen"
-"""What the recipe has under this name: the ``pixel_digest`` of every picture that was given to learn from or keep."""
+"""What the recipe has under this name: what tells the pictures that were given to learn from or keep.
+
+The ``pixel_digest`` of a picture, or ``picture_of`` a recording where that was given."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,12 +58,6 @@ class Delta:
     def vectors(self) -> Float[Tensor, "neurons hidden"]:
         """What each column gets. Where each has its own direction, or all have one, no sum is rounded."""
         return self.weights @ self.directions
-
-    @property
-    def own_directions(self) -> bool:
-        """Whether every column has a direction of its own."""
-        size = len(self.columns)
-        return self.weights.shape == (size, size) and torch.equal(self.weights, torch.eye(size))
 
     @classmethod
     def of_vectors(cls, block: int, columns: Int[Tensor, "neurons"], vectors: Float[Tensor, "neurons hidden"]) -> Delta:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from mmneurons.edits.edit import Delta
 from mmneurons.edits.least_squares import LeastSquares
-from mmneurons.edits.neurons import best_neurons, by_block
+from mmneurons.edits.neurons import as_blocks, best_neurons, by_block, check_blocks
 from mmneurons.edits.solution import Solution, live, reached, settings
 from mmneurons.edits.task import Kept, Task, Want, ids_of
 from mmneurons.errors import OptionError
@@ -48,7 +48,7 @@ class Learned:
         skip_last: how many blocks at the end are left out.
         steps: of Adam, at most.
         rate: its step, as a share of the mean length of a column.
-        earlier: α, of the captions that say the word, before it.
+        earlier: α, of the captions that say the word, before it and behind what takes its place.
         keep: κ, of the keep set.
         repeat: β.
         size: γ.
@@ -70,7 +70,8 @@ class Learned:
 
     def __post_init__(self) -> None:
         check_whole("k", self.k)
-        _check(self.steps, self.rate, self.kept_at_once)
+        weights = {"earlier": self.earlier, "keep": self.keep, "repeat": self.repeat, "size": self.size}
+        _check(self.steps, self.rate, self.kept_at_once, **weights)
 
     def __call__(self, task: Task) -> Solution:
         """Learn.
@@ -113,7 +114,7 @@ class FiNE:
 
     def __post_init__(self) -> None:
         check_whole("k", self.k)
-        _check(self.steps, self.rate, 1)
+        _check(self.steps, self.rate, 1, earlier=self.earlier, repeat=self.repeat, size=self.size)
 
     def __call__(self, task: Task) -> Solution:
         """Learn.
@@ -149,7 +150,7 @@ class Refined:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.steps, self.rate, self.kept_at_once)
+        _check(self.steps, self.rate, self.kept_at_once, keep=self.keep, repeat=self.repeat)
 
     def __call__(self, task: Task) -> Solution:
         """Solve, then learn.
@@ -172,27 +173,35 @@ class FineTune:
     Attributes:
         k: how many neurons; None for all of ``blocks``.
         finder: what chooses them.
-        blocks: where all columns are tuned, with ``k=None``.
+        blocks: where all columns are tuned, with ``k=None``; None for the last one.
         steps: of Adam, at most.
         rate: its step, as a share of the mean length of a column.
     """
 
     k: int | None = 10
     finder: str = "contribution"
-    blocks: tuple[int, ...] = (-1,)
+    blocks: tuple[int, ...] | None = None
     steps: int = 50
     rate: float = 0.1
 
     def __post_init__(self) -> None:
         if self.k is not None:
             check_whole("k", self.k)
+            if self.blocks is not None:
+                raise OptionError(f"blocks={self.blocks!r} is for k=None: else a finder chooses k={self.k} neurons.")
+        elif self.blocks is not None:
+            check_blocks(self.blocks)
         _check(self.steps, self.rate, 1)
 
     def __call__(self, task: Task) -> Solution:
-        """Learn."""
+        """Learn.
+
+        Raises:
+            OptionError: there are not so many neurons, or no such block.
+        """
         anatomy = task.vlm.anatomy
         if self.k is None:
-            chosen = sorted({block % len(anatomy.blocks) for block in self.blocks})
+            chosen = as_blocks(task.vlm, (-1,) if self.blocks is None else self.blocks)
             places = [(block, column) for block in chosen for column in range(anatomy.blocks[block].width)]
         else:
             places = best_neurons(task, self.finder, self.k)
@@ -207,7 +216,7 @@ class LoRA:
 
     Attributes:
         rank: of the change.
-        blocks: where; negative ones from the end.
+        blocks: where; negative ones from the end; None for the last four.
         steps: of Adam, at most.
         rate: its step, as a share of the mean length of a column.
         keep: κ, and α; 0 as it is usually done.
@@ -215,7 +224,7 @@ class LoRA:
     """
 
     rank: int = 4
-    blocks: tuple[int, ...] = (-4, -3, -2, -1)
+    blocks: tuple[int, ...] | None = None
     steps: int = 50
     rate: float = 0.1
     keep: float = 0.0
@@ -223,14 +232,21 @@ class LoRA:
 
     def __post_init__(self) -> None:
         check_whole("rank", self.rank)
-        _check(self.steps, self.rate, 1)
+        if self.blocks is not None:
+            check_blocks(self.blocks)
+        _check(self.steps, self.rate, 1, keep=self.keep)
 
     def __call__(self, task: Task) -> Solution:
-        """Learn."""
+        """Learn.
+
+        Raises:
+            OptionError: there is no such block.
+        """
         anatomy = task.vlm.anatomy
+        last = range(max(0, len(anatomy.blocks) - 4), len(anatomy.blocks))
         draw = torch.Generator().manual_seed(self.seed)
         start = []
-        for block in sorted({block % len(anatomy.blocks) for block in self.blocks}):
+        for block in as_blocks(task.vlm, last if self.blocks is None else self.blocks):
             width = anatomy.blocks[block].width
             factors = torch.randn(width, self.rank, generator=draw) / width**0.5
             start.append(Delta(block, torch.arange(width), factors, torch.zeros(self.rank, anatomy.hidden)))
@@ -245,11 +261,14 @@ def _nothing_at(task: Task, places: Sequence[tuple[int, int]]) -> list[Delta]:
     return [Delta.of_vectors(block, columns, torch.zeros(len(columns), hidden)) for block, columns in by_block(places)]
 
 
-def _check(steps: int, rate: float, kept_at_once: int) -> None:
+def _check(steps: int, rate: float, kept_at_once: int, **weights: float) -> None:
     check_whole("steps", steps)
     check_whole("kept_at_once", kept_at_once)
     if not rate > 0:
         raise OptionError(f"rate={rate!r} is not possible: it is a number above 0.")
+    for name, weight in weights.items():
+        if not weight >= 0:
+            raise OptionError(f"{name}={weight!r} is not possible: it weighs a part of the loss, and is 0 or more.")
 
 
 @dataclass(frozen=True)

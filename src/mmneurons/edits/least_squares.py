@@ -28,6 +28,7 @@ from torch import Tensor
 
 from mmneurons.edits.directions import carried, covariance, state, whitened
 from mmneurons.edits.edit import Delta
+from mmneurons.edits.neurons import as_blocks, check_blocks
 from mmneurons.edits.solution import Solution, live, margins, settings
 from mmneurons.edits.task import Kept, Task, Want
 from mmneurons.errors import OptionError
@@ -64,8 +65,7 @@ class LeastSquares:
     rounds: int = 4
 
     def __post_init__(self) -> None:
-        if not self.blocks:
-            raise OptionError("blocks=() names no block to edit.")
+        check_blocks(self.blocks)
         if self.columns is not None:
             check_whole("columns", self.columns)
         check_whole("rounds", self.rounds)
@@ -82,7 +82,7 @@ class LeastSquares:
             OptionError: there is no such block.
         """
         vlm = task.vlm
-        blocks = sorted({block % len(vlm.anatomy.blocks) for block in self.blocks if _is_block(vlm, block)})
+        blocks = as_blocks(vlm, self.blocks)
         head = readout(vlm)
         spread = None if self.whitening is None else covariance(head)
         arrows = _arrows(task.wants)
@@ -109,13 +109,6 @@ _SURE = 4.0
 
 _STEEPEST = 2.0
 """By how much the need of a step may grow from one round to the next."""
-
-
-def _is_block(vlm: VLM, block: int) -> bool:
-    count = len(vlm.anatomy.blocks)
-    if not isinstance(block, int) or not -count <= block < count:
-        raise OptionError(f"There is no block {block!r}: this model has blocks 0 to {count - 1}, or −1 for the last.")
-    return True
 
 
 def _arrows(wants: Sequence[Want]) -> dict[tuple[int | None, int], list[Want]]:
@@ -162,7 +155,9 @@ class _Arrow:
         active = rest.abs().amax(0).maximum(features.abs().amax(0)) > 0
         self.columns = active.nonzero().flatten()
         if options.columns is not None and options.columns < len(self.columns):
-            apart = (features.mean(0) - rest.mean(0)).abs() / (rest.std(0) + features.std(0, correction=0) + 1e-4)
+            # of one step that must stay nothing is known of its spread
+            spreads = rest.std(0, correction=int(len(rest) > 1)) + features.std(0, correction=0)
+            apart = (features.mean(0) - rest.mean(0)).abs() / (spreads + 1e-4)
             self.columns = apart.where(active, -1).topk(options.columns).indices.sort().values
         size = rest[:, self.columns].square().mean(0).sqrt()
         self._scale = (size + 1e-2 * size.mean().clamp_min(1e-6)).double()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import TypeAlias
 
@@ -28,7 +28,7 @@ from mmneurons.sources.bundled import BUNDLED, NAME
 from mmneurons.vlm.inputs import PREFIX, PROMPT
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, decode_picture, open_picture, pixel_digest
-from mmneurons.vlm.recording import Recording
+from mmneurons.vlm.recording import Recording, picture_of
 from mmneurons.words import Word, stands_in
 
 __all__ = ["edit"]
@@ -105,21 +105,21 @@ def edit(
 
     named = recorded(_several(pictures))
     examples: list[tuple[Recording, Word | None]] = [(one.found.recording, _as_word(one)) for one in findings]
-    examples += [(recording, None) for recording in named if says(recording, swap.source)]
+    examples += [(recording, None) for recording in named if says(recording, swap)]
     if not examples:
         raise EditError(_nothing_says(swap.source, prefix, named))
-    others = [recording for recording in named if not says(recording, swap.source)]
+    others = [recording for recording in named if not says(recording, swap)]
     others += recorded(_several(keep))
-    check_kept(others, swap.source)
+    check_kept(others, swap)
     if bundled:
-        others += [one for one in recorded([NAME]) if not says(one, swap.source)]
+        others += [one for one in recorded([NAME]) if not says(one, swap)]
     kept = list({_told(one): one for one in others}.values())
     task = make_task(vlm, swap, examples, kept)
     solution = solver(task)
     model = about(vlm)
     first = [recording for recording, _ in examples]
     for _ in range(AGAIN if to is None and solution.deltas else 0):
-        more = said_still(vlm, Edit(solution.deltas, {}, model), swap.source, first, max_new_tokens)
+        more = said_still(vlm, Edit(solution.deltas, {}, model), swap, first, max_new_tokens)
         if not more:
             break
         examples += [(recording, None) for recording in more]
@@ -129,10 +129,9 @@ def edit(
         **described(task),
         "method": name_of(solver),
         "options": dict(solution.options),
-        "prompt": prompt,
-        "prefix": prefix,
+        **how,
         "captions": [recording.caption for recording in first],
-        SEEN: sorted(known),
+        SEEN: sorted({*known, *_elsewhere([*first, *others], known.values())}),
         "versions": versions(),
     }
     measured = {KEPT: asdict(changed_captions(task, solution))}
@@ -183,6 +182,12 @@ def _told(recording: Recording) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _elsewhere(used: Iterable[Recording], captioned: Iterable[Recording]) -> Iterator[str]:
+    """What tells the pictures of recordings that were given as such."""
+    own = {id(one) for one in captioned}
+    return (picture_of(one) for one in used if id(one) not in own)
 
 
 def _nothing_says(word: str, prefix: str, named: Sequence[Recording]) -> str:

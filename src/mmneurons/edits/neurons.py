@@ -11,8 +11,35 @@ from torch import Tensor
 from mmneurons.edits.task import Task
 from mmneurons.errors import OptionError
 from mmneurons.finders import Scores, Target, make_finder
+from mmneurons.options import check_whole
+from mmneurons.vlm.model import VLM
 
-__all__ = ["best_neurons", "by_block"]
+__all__ = ["as_blocks", "best_neurons", "by_block", "check_blocks"]
+
+
+def check_blocks(blocks: Sequence[int]) -> None:
+    """Refuse what names no block, before anything is run.
+
+    Raises:
+        OptionError: it names none.
+    """
+    if not blocks:
+        raise OptionError(f"blocks={blocks!r} names no block to edit. Name some, such as -1, the last.")
+
+
+def as_blocks(vlm: VLM, blocks: Sequence[int]) -> list[int]:
+    """Blocks as they are counted from the first, in order, each once; negative ones are from the end.
+
+    Raises:
+        OptionError: there is no such block.
+    """
+    count = len(vlm.anatomy.blocks)
+    for block in blocks:
+        if not isinstance(block, int) or not -count <= block < count:
+            raise OptionError(
+                f"There is no block {block!r}: this model has blocks 0 to {count - 1}, or -1 for the last."
+            )
+    return sorted({block % count for block in blocks})
 
 
 def best_neurons(task: Task, finder: str, k: int, skip_last: int = 0) -> list[tuple[int, int]]:
@@ -29,8 +56,7 @@ def best_neurons(task: Task, finder: str, k: int, skip_last: int = 0) -> list[tu
     """
     blocks = task.vlm.anatomy.blocks
     left = len(blocks) - skip_last
-    if not 0 <= skip_last < len(blocks):
-        raise OptionError(f"skip_last={skip_last} leaves none of {len(blocks)} blocks.")
+    check_whole("skip_last", skip_last, 0, len(blocks) - 1)
     widths = [block.width for block in blocks[:left]]
     if k > sum(widths):
         raise OptionError(f"k={k} is not possible: there are {sum(widths)} neurons to choose from.")

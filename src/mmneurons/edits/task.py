@@ -16,7 +16,7 @@ from mmneurons.vlm.inputs import word_ids
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import LEAN, Recording, record_forced
 from mmneurons.vlm.upper import Said
-from mmneurons.words import Word, find_words, stands_in, token_spans
+from mmneurons.words import Word, find_words, places_of, token_spans
 
 __all__ = [
     "Kept",
@@ -107,6 +107,24 @@ class Swap:
         texts = [text for form in self.forms for text in (form.text, fold(form.text))]
         return frozenset([*texts, *map(with_capital, texts)])
 
+    def places_in(self, text: str, begun: int) -> list[tuple[int, int]]:
+        """Where a text says the word, other than as a part of what takes its place: "dog" in "police dog".
+
+        Args:
+            text: a caption, the prefix counted in.
+            begun: where what the model said begins.
+        """
+        found = {place for form in self.forms for place in places_of(text, begun, form.text, self.inflections)}
+        within = self._targets_in(text, begun)
+        return sorted(one for one in found if not any(own[0] <= one[0] and one[1] <= own[1] for own in within))
+
+    def target_in(self, text: str, begun: int) -> bool:
+        """Whether a text says what takes the word's place."""
+        return bool(self._targets_in(text, begun))
+
+    def _targets_in(self, text: str, begun: int) -> list[tuple[int, int]]:
+        return [] if self.to is None else places_of(text, begun, self.to, self.inflections)
+
     def instead_of(self, form: str, plural: bool) -> str:
         """What takes the place of a form of the word."""
         assert self.to is not None
@@ -145,9 +163,9 @@ def ids_of(recording: Recording) -> tuple[int, ...]:
     return tuple(recording.token_ids.tolist())
 
 
-def says(recording: Recording, word: str) -> bool:
-    """Whether a caption says a word, or a form of it."""
-    return stands_in(recording.caption, len(recording.request.prefix), word)
+def says(recording: Recording, swap: Swap) -> bool:
+    """Whether a caption says the word of a request."""
+    return bool(swap.places_in(recording.caption, len(recording.request.prefix)))
 
 
 def check_words(vlm: VLM, swap: Swap) -> None:
@@ -183,16 +201,16 @@ def is_same_word(one: str, other: str) -> bool:
     return rest == others and are_forms(last, final)
 
 
-def check_kept(keep: Sequence[Recording], word: str) -> None:
-    """Refuse captions that say a word, and are to stay.
+def check_kept(keep: Sequence[Recording], swap: Swap) -> None:
+    """Refuse captions that say the word of a request, and are to stay.
 
     Raises:
         EditError: there is one.
     """
-    if wrong := [recording.caption for recording in keep if says(recording, word)]:
+    if wrong := [recording.caption for recording in keep if says(recording, swap)]:
         raise EditError(
-            f"What must stay as it is says {word!r}: {wrong[0]!r}. Leave such pictures out of keep; they are examples "
-            "of what is to change."
+            f"What must stay as it is says {swap.source!r}: {wrong[0]!r}. Leave such pictures out of keep; they are "
+            "examples of what is to change."
         )
 
 
@@ -213,7 +231,7 @@ def make_task(
     Raises:
         EditError: no caption says the word in a way that can be changed, or one that must stay says it.
     """
-    check_kept(keep, swap.source)
+    check_kept(keep, swap)
     spelled = _first_tokens(vlm, swap)
     wants: list[Want] = []
     kept: list[Kept] = []
@@ -250,11 +268,11 @@ def make_task(
 
 
 def _occurrences(recording: Recording, swap: Swap) -> list[Word]:
-    if not says(recording, swap.source):
-        return []
-    names = [form.text for form in swap.forms if stands_in(recording.caption, len(recording.request.prefix), form.text)]
-    found = find_words(recording.caption, len(recording.request.prefix), recording.spans, names)
-    return list({word.start: word for word in found}.values())
+    text, begun = recording.caption, len(recording.request.prefix)
+    places = swap.places_in(text, begun)
+    names = list(dict.fromkeys(text[slice(*place)] for place in places))
+    found = find_words(text, begun, recording.spans, names) if names else ()
+    return [word for word in found if (word.start, word.end) in places]
 
 
 def _first_tokens(vlm: VLM, swap: Swap) -> frozenset[int]:

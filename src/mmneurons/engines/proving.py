@@ -15,7 +15,7 @@ from mmneurons.edits.make import edit as make_edit
 from mmneurons.edits.methods import METHODS
 from mmneurons.edits.stack import check_fits
 from mmneurons.edits.task import Swap, says
-from mmneurons.errors import MMNeuronsError, OptionError, RecordingError
+from mmneurons.errors import MMNeuronsError, OptionError, PictureError, RecordingError
 from mmneurons.measures.edit_hallucination import ask_pope
 from mmneurons.measures.edit_outcome import Pool, as_edits, lean, swap_of
 from mmneurons.measures.edit_quality import Quality, edit_quality
@@ -27,7 +27,7 @@ from mmneurons.measures.truth import BUNDLED, Truth, matched
 from mmneurons.recordings import MAX_NEW_TOKENS, batches, record_pictures
 from mmneurons.sources import gather
 from mmneurons.sources.item import Item
-from mmneurons.vlm.inputs import PREFIX, PROMPT
+from mmneurons.vlm.inputs import PREFIX, PROMPT, check_sides
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import decode_picture, pixel_digest
 from mmneurons.vlm.recording import Recording
@@ -139,18 +139,33 @@ class Proof:
     notes: tuple[str, ...]
 
 
-def read_pictures(items: Sequence[Item]) -> list[Picture]:
+def read_pictures(items: Sequence[Item], skipped: Callable[[str, PictureError], None] | None = None) -> list[Picture]:
     """Read what was listed; a picture that is listed twice under two names is taken once.
 
+    Args:
+        items: what was listed.
+        skipped: told the name of one that cannot be read, and why; None to stop there.
+
     Raises:
-        PictureError: one cannot be read.
+        PictureError: one cannot be read, or none of them.
     """
     found: dict[str, Picture] = {}
+    wrong: PictureError | None = None
     for item in items:
-        image = decode_picture(item.read(), item.source)
+        try:
+            image = decode_picture(item.read(), item.source)
+            check_sides(image, repr(item.source))
+        except PictureError as error:
+            if skipped is None:
+                raise
+            wrong = error
+            skipped(item.source, error)
+            continue
         own = pixel_digest(image)
         if own not in found:
             found[own] = Picture(item.source, image, own)
+    if not found and wrong is not None:
+        raise wrong
     return list(found.values())
 
 
@@ -226,13 +241,26 @@ def _how(tried: Tried, prompt: str | None = None) -> AskedOfPictures:
     return {"prompt": asked, "prefix": tried.prefix, "max_new_tokens": tried.max_new_tokens}
 
 
-def _seen(pictures: Sequence[Picture], edits: Sequence[Edit]) -> int:
-    """How many pictures some edit has seen, as far as its file tells."""
+def _seen(pictures: Sequence[Picture], pool: Pool, edits: Sequence[Edit]) -> int:
+    """How many pictures, each with its caption in a pool, some edit has seen, as far as its file tells."""
     told: set[object] = set()
     for one in edits:
         given = one.recipe.get(SEEN)
         told.update(given if isinstance(given, list | tuple) else ())
-    return sum(one.pixels in told for one in pictures)
+    return sum(not told.isdisjoint([one.pixels, own]) for one, own in zip(pictures, pool.pictures, strict=True))
+
+
+def _asked_otherwise(tried: Tried, edits: Sequence[Edit]) -> str:
+    """That pictures are asked about in other words than an edit was learned with; empty where they are not."""
+    for name in ("prompt", "prefix"):
+        learned = {one.recipe.get(name, getattr(tried, name)) for one in edits} - {getattr(tried, name)}
+        if learned:
+            own = ", ".join(sorted(map(repr, learned)))
+            return (
+                f"Captions are made with the {name} {getattr(tried, name)!r}, and learned was with {own}: reliability "
+                "is not of the captions that were learned from."
+            )
+    return ""
 
 
 def _check_names(pictures: Sequence[Picture], asked: Collection[str]) -> None:
@@ -258,11 +286,6 @@ class _Trial:
             self.notes.append(f"{count} of the pictures are among those learned from, and were left out of the others.")
         if not pictures:
             raise OptionError("There is no picture to try the edit on that it was not learned from. Name others.")
-        if count := _seen(pictures, edits):
-            self.notes.append(
-                f"{count} of the {len(pictures)} pictures were given when the edit was made, to learn from or to keep: "
-                "it does better on them than on others. Name pictures that it has not seen."
-            )
         _check_names((*tried.learned, *pictures), {hop.file for hop in tried.hops})
         self._truths = self._matched(pictures)
         # the target that a swap says of what is none is a hallucination, whether or not a picture shows one
@@ -271,11 +294,18 @@ class _Trial:
         self._shown = [_shown(truth, self._known, swaps) for truth in self._truths]
         self._labels: dict[str, list[tuple[str, str]]] = {}
         self._others = self._pool("others", pictures)
+        if count := _seen(pictures, self._others, edits):
+            self.notes.append(
+                f"{count} of the {len(pictures)} pictures were given when the edit was made, to learn from or to keep: "
+                "it does better on them than on others. Name pictures that it has not seen."
+            )
+        if other := _asked_otherwise(tried, edits):
+            self.notes.append(other)
         self._learned = self._pool("learned", tried.learned, swaps) if tried.learned else None
         concerned = [
             one
             for one, recording in zip(pictures, self._others.recordings, strict=True)
-            if any(says(recording, swap.source) for swap in swaps)
+            if any(says(recording, swap) for swap in swaps)
         ]
         self._rephrased = self._pool("rephrased", concerned, swaps, OTHER_PROMPTS)
         self._texts = self._asked_without_pictures()
@@ -356,7 +386,7 @@ class _Trial:
                     **_how(tried, prompt),
                 )
                 for one, recording in zip(part, recordings, strict=True):
-                    if not swaps or any(says(recording, swap.source) for swap in swaps):
+                    if not swaps or any(says(recording, swap) for swap in swaps):
                         found.append(lean(recording))
                         self._labels[name].append((one.name, prompt))
                 done += len(part)
@@ -416,7 +446,7 @@ class _Rivals:
         seen = {one.pixels for one in (*self._tried.pictures, *self._tried.learned)}
         images = [one.image for one in read_pictures(gather(BUNDLED)) if one.pixels not in seen]
         recordings = record_pictures(self._vlm, images, image_budget=0, **_how(self._tried)) if images else []
-        return [one for one in recordings if not says(one, self._swap.source)]
+        return [one for one in recordings if not says(one, self._swap)]
 
 
 def _shown(truth: Truth | None, known: Vocabulary | None, swaps: Sequence[Swap]) -> frozenset[str]:

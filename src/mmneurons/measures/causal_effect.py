@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
+from mmneurons.english import are_forms, fold
 from mmneurons.errors import OptionError
 from mmneurons.interventions import noise_changes
 from mmneurons.measures.case import Case, Observation, Place
@@ -131,7 +132,7 @@ class CausalEffect:
         word = case.word.word
         for finder, caption in zip(asked, captions[1:], strict=True):
             yield Observation(finder, "still said", self.at, float(stands_in(caption, begun, word)))
-            rest = rest_likeness(captions[0][begun:], caption[begun:], case.word.word)
+            rest = rest_likeness(captions[0][begun:], caption[begun:], word)
             yield Observation(finder, "rest kept", self.at, rest)
 
 
@@ -145,19 +146,19 @@ def regenerated(case: Case, sets: Sequence[Sequence[Place]], max_new_tokens: int
     return [read(vlm, recording).caption for recording in recordings]
 
 
-def rest_likeness(before: str, after: str, word: str) -> float:
-    """F1 of the words of two captions, each as often as it stands, without a word and its forms; 1 where none is left.
+def rest_likeness(before: str, after: str, *words: str) -> float:
+    """F1 of the words of two captions, each as often as it stands, without some words; 1 where none is left.
 
     Args:
-        before: a caption.
+        before: a caption, without its prefix.
         after: another one.
-        word: what is left out of both.
+        *words: what is left out of both, with its forms; of a phrase each of its words.
     """
+    left_out = {own for word in words for own in fold(word).split()}
     counts = []
     for caption in (before, after):
-        tokens = "".join(sign if sign.isalnum() else " " for sign in caption.lower()).split()
-        own = set(word.lower().split())
-        counts.append(Counter(token for token in tokens if token not in own and token.removesuffix("s") not in own))
+        tokens = "".join(sign if sign.isalnum() else " " for sign in fold(caption)).split()
+        counts.append(Counter(token for token in tokens if not any(are_forms(own, token) for own in left_out)))
     common = (counts[0] & counts[1]).total()
     whole = counts[0].total() + counts[1].total()
     return 1.0 if not whole else 2 * common / whole

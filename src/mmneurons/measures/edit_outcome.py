@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -19,11 +18,11 @@ from mmneurons.edits.task import Swap, ids_of, says
 from mmneurons.errors import EditError, OptionError
 from mmneurons.measures.effects import divergence
 from mmneurons.recordings import say_again
+from mmneurons.vlm.decoding import changes_logits
 from mmneurons.vlm.distributions import likeliest
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.recording import Recording
+from mmneurons.vlm.recording import Recording, picture_of
 from mmneurons.vlm.upper import Said, Upper, upper
-from mmneurons.words import stands_in
 
 __all__ = [
     "After",
@@ -83,7 +82,8 @@ class Outcome:
         intruded: whether the target is said now and was not before, where the source was not said either.
         agreement: of the caption's steps; None where they cannot be compared.
         surprise: of the unedited model; None where that was not measured.
-        picture: what the captions of one picture have in common; empty where it has only this one, or there is none.
+        picture: what the captions of one picture have in common; empty where there is none.
+        begun: where in both captions what the model said begins: the prefix is not its own.
     """
 
     before: str
@@ -96,6 +96,7 @@ class Outcome:
     agreement: Agreement | None = None
     surprise: Surprise | None = None
     picture: str = ""
+    begun: int = 0
 
     @property
     def unchanged(self) -> bool:
@@ -129,6 +130,7 @@ class Pool:
     Attributes:
         vlm: the model, unedited.
         recordings: of captions that were generated greedily, with a picture or without one.
+        pictures: of each caption: ``picture_of``.
     """
 
     def __init__(self, vlm: VLM, recordings: Sequence[Recording], max_new_tokens: int = 50) -> None:
@@ -140,7 +142,7 @@ class Pool:
         if not isinstance(recordings, list | tuple) or not all(isinstance(one, Recording) for one in recordings):
             raise OptionError("Pool takes recordings: Pool(vlm, mmn.record(vlm, pictures)), with a list of pictures.")
         self.vlm, self.recordings, self._longest = vlm, list(recordings), max_new_tokens
-        self._above: dict[int, Upper] = {}
+        self._above: tuple[int, Upper, Float[Tensor, "steps vocabulary"]] | None = None
 
     def __len__(self) -> int:
         return len(self.recordings)
@@ -169,8 +171,9 @@ class Pool:
     def afterwards(self, edits: Edit | Sequence[Edit]) -> list[After]:
         """What is said with one edit, or several together, in force, greedily, whatever was asked for.
 
-        A caption whose every token is the most likely one still, read with the edits in force, is what would be
-        generated again: only the others are.
+        A caption of which every step has the most likely token that it has without edits, read in the same batch with
+        them in force, is what would be generated again: only the others are. All are where words are banned, or where
+        the checkpoint's own settings change logits before a token is chosen, such as ``repetition_penalty``.
 
         Raises:
             OptionError: there is no edit.
@@ -185,14 +188,14 @@ class Pool:
         agreements: list[Agreement | None] = [None] * len(self.recordings)
         changed = list(range(len(self.recordings)))
         if deltas and self.recordings:
-            logits = self._logits(deltas).cpu().split([len(one) for one in self.recordings])
-            agreements = [_agreement(one.logits, own) for one, own in zip(self.recordings, logits, strict=True)]
-            # what is banned shows in no logits
-            if not any(edit.banned for edit in chosen):
+            pairs = self._logits(deltas)
+            agreements = [_agreement(before, after) for before, after in pairs]
+            # what is banned, and what comes between logits and tokens, shows in no logits
+            if not any(edit.banned for edit in chosen) and not changes_logits(self.vlm):
                 changed = [
                     index
-                    for index, (one, own) in enumerate(zip(self.recordings, logits, strict=True))
-                    if not torch.equal(likeliest(self.vlm, own), one.token_ids)
+                    for index, pair in enumerate(pairs)
+                    if not torch.equal(*(likeliest(self.vlm, logits) for logits in pair))
                 ]
         again = self._generated(chosen, changed)
         found = []
@@ -203,23 +206,31 @@ class Pool:
 
     def judged(self, afterwards: Sequence[After], swap: Swap) -> list[Outcome]:
         """What became of the captions, by one request; several may be judged by what was said once."""
-        found = zip(self.recordings, afterwards, self._pictures, strict=True)
+        found = zip(self.recordings, afterwards, self.pictures, strict=True)
         return [
             replace(caption_outcome(self.vlm, one, own.caption, swap, own.agreement), picture=picture)
             for one, own, picture in found
         ]
 
     @cached_property
-    def _pictures(self) -> list[str]:
+    def pictures(self) -> list[str]:
         """Of each caption, by what the model gets of it; empty without one."""
-        return [_picture(one) for one in self.recordings]
+        return [picture_of(one) for one in self.recordings]
 
-    def _logits(self, deltas: Sequence[Delta]) -> Float[Tensor, "steps vocabulary"]:
+    def _logits(
+        self, deltas: Sequence[Delta]
+    ) -> list[tuple[Float[Tensor, "steps vocabulary"], Float[Tensor, "steps vocabulary"]]]:
+        """Of every caption the logits without and with something added, of the same batch: others round otherwise."""
         lowest = min(delta.block for delta in deltas)
-        if lowest not in self._above:
+        if self._above is None or self._above[0] != lowest:
+            # of a large model each takes gigabytes
+            self._above = None
             said = [Said(one.request, ids_of(one), tuple(range(len(one)))) for one in self.recordings]
-            self._above[lowest] = upper(self.vlm, said, lowest)
-        return self._above[lowest].logits(live(self.vlm, deltas))
+            above = upper(self.vlm, said, lowest)
+            self._above = lowest, above, above.logits().cpu()
+        _, above, before = self._above
+        sizes = [len(one) for one in self.recordings]
+        return list(zip(before.split(sizes), above.logits(live(self.vlm, deltas)).cpu().split(sizes), strict=True))
 
     def _generated(self, edits: Sequence[Edit], places: Sequence[int]) -> dict[int, Recording]:
         with in_force(self.vlm, edits):
@@ -281,14 +292,9 @@ def caption_outcome(
 ) -> Outcome:
     """What became of a caption: words are compared as words, whatever stands around them; articles do not count."""
     begun = len(recording.request.prefix)
-
-    def said(word: str) -> bool:
-        return stands_in(after, begun, word)
-
-    before = says(recording, swap.source)
-    gone = not said(swap.source)
-    new = swap.to is not None and said(swap.to)
-    old = swap.to is not None and says(recording, swap.to)
+    before = says(recording, swap)
+    gone = not swap.places_in(after, begun)
+    new, old = swap.target_in(after, begun), swap.target_in(recording.caption, begun)
     return Outcome(
         before=recording.caption,
         after=after,
@@ -298,17 +304,8 @@ def caption_outcome(
         there=gone if swap.to is None else new,
         intruded=new and not old and not before,
         agreement=agreement,
+        begun=begun,
     )
-
-
-def _picture(recording: Recording) -> str:
-    seen = [value for _, value in sorted(recording.inputs.items()) if value.is_floating_point()]
-    if not seen:
-        return ""
-    digest = hashlib.sha256()
-    for value in seen:
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _agreement(before: Float[Tensor, "steps vocabulary"], after: Float[Tensor, "steps vocabulary"]) -> Agreement:

@@ -6,10 +6,11 @@ What was asked for:
   the target is.
 - *generality*: the same over other pictures whose captions said the source; *generality, other prompts*: the same
   where such a picture was asked about in other words.
-- *rest kept*: of swapped captions, F1 of all other words.
+- *rest kept*: of swapped captions, F1 of all words but source and target.
 - *portability*: share of the user's questions that are answered as follows from the edit.
 
-And nothing else, over captions that said neither source nor target, of pictures that show neither as far as is known:
+And nothing else, over captions that said neither source nor target, of pictures that show neither as far as is known
+(where a word is only not to be said, over captions that did not say it):
 
 - *unchanged*: share that are the same word for word; *likeness*: F1 of their words.
 - *intrusion*: share that say the target now.
@@ -170,10 +171,10 @@ def figures(
         found.append(_share("generality, other prompts", rephrased))
     rest = _untouched(others, swaps, shown)
     found += _locality("", rest, any(swap.to is not None for swap in swaps))
-    found.append(mean("likeness", [rest_likeness(one.before, one.after, "") for one in rest], _pictures(rest)))
+    found.append(mean("likeness", [_likeness(one) for one in rest], _pictures(rest)))
     swapped = [(one, swap) for one, swap in said if one.swapped]
     if swapped:
-        kept = [_rest(one, swap.source, swap.to) for one, swap in swapped]
+        kept = [_likeness(one, swap) for one, swap in swapped]
         found.append(mean("rest kept", kept, _pictures([one for one, _ in swapped])))
     if "texts" in outcomes:
         found += _locality("text: ", _untouched(outcomes["texts"], swaps, None), intrudes=False)
@@ -203,7 +204,7 @@ def _untouched(
     there = list(shown) if shown is not None else [frozenset()] * len(parts[0])
     found = []
     for own, seen in zip(zip(*parts, strict=True), there, strict=True):
-        # a caption that says the target, and a picture that shows either, are no test of what must stay
+        # of a swap a caption that says the target, and a picture that shows either, are no test of what must stay
         concerned = any(
             one.said or (swap.to is not None and (one.said_target or bool({swap.source, swap.to} & seen)))
             for one, swap in zip(own, swaps, strict=True)
@@ -244,15 +245,7 @@ def _pictures(outcomes: Sequence[Outcome]) -> list[object]:
     return [one.picture or place for place, one in enumerate(outcomes)]
 
 
-def _rest(one: Outcome, source: str, to: str | None) -> float:
-    after = one.after if to is None else " ".join(_without(one.after, to))
-    return rest_likeness(one.before, after, source)
-
-
-def _without(text: str, word: str) -> list[str]:
-    own = set(word.lower().split())
-    return [
-        token
-        for token in text.split()
-        if (plain := token.strip(".,!?").lower()) not in own and plain.removesuffix("s") not in own
-    ]
+def _likeness(one: Outcome, swap: Swap | None = None) -> float:
+    """Of what was said before and after, without what a request is about; the prefix is said either way."""
+    words = [] if swap is None else [swap.source, *([] if swap.to is None else [swap.to])]
+    return rest_likeness(one.before[one.begun :], one.after[one.begun :], *words)

@@ -62,8 +62,10 @@ def learn(
         settings = replace(settings, recall=None)
     else:
         check_general(vlm, known, general)
+    word = _token(vlm, GENERAL if general is None else general.strip())
+    # where the general word is said already it is no name that it has to be lifted above
+    lesson = replace(lesson, steps=tuple(step for step in lesson.steps if step.token != word))
     tokens, spelled = _competing(vlm, lesson, known)
-    word = _token(vlm, GENERAL if general is None else general)
     head = readout(vlm)
     written, steps = _laid_out(vlm, head, lesson, tokens, spelled, word)
     found = ground(steps, written, settings)

@@ -129,7 +129,7 @@ def survey(
         recordings = record_pictures(vlm, [picture for _, picture in batch], image_budget=0, **how)
         for (name, _), recording in zip(batch, recordings, strict=True):
             own = Captioned(name, recording)
-            said = [wish.word for wish in wishes if says(recording, wish.word)]
+            said = [wish.word for wish in wishes if says(recording, wish.swap)]
             if not said:
                 free.offer(own)
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from mmneurons.errors import RunError
 from mmneurons.measures.edit_quality import Figure, Quality
 from mmneurons.reports.texts import cell, plain
 from mmneurons.reports.unfinished_proof import UNFINISHED
-from mmneurons.whole_files import check_out_folder, write_whole
+from mmneurons.whole_files import check_out_folder, is_half, write_whole
 
 __all__ = ["check_proof_folder", "write_proof"]
 
@@ -46,7 +47,8 @@ def check_proof_folder(folder: Path, edits: list[Edit]) -> None:
         RunError: it is a file, holds other files or the proof of other edits, or cannot be written to.
     """
     check_out_folder(folder)
-    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    # what a stop in the midst of writing left is nobody's
+    there = sorted(path.name for path in folder.iterdir() if not is_half(path)) if folder.is_dir() else []
     if not there:
         return
     telling = [name for name in (QUALITY, UNFINISHED) if name in there]
@@ -74,9 +76,9 @@ def write_proof(folder: Path, proof: Proof) -> Path:
     """
     check_proof_folder(folder, list(proof.edits))
     folder.mkdir(parents=True, exist_ok=True)
-    waiting = folder / f".{OUTCOMES}"
-    proof.outcomes.write_parquet(waiting)
-    waiting.rename(folder / OUTCOMES)
+    outcomes = BytesIO()
+    proof.outcomes.write_parquet(outcomes)
+    write_whole(folder / OUTCOMES, outcomes.getvalue())
     kept = {
         "edits": [
             {

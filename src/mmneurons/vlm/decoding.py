@@ -13,7 +13,16 @@ from mmneurons.errors import RecordingError
 from mmneurons.vlm.families import FAMILIES, Family
 from mmneurons.vlm.model import VLM
 
-__all__ = ["PER_TOKEN", "decoder_start", "family_of", "forced_inputs", "generator", "image_positions", "prompt_length"]
+__all__ = [
+    "PER_TOKEN",
+    "changes_logits",
+    "decoder_start",
+    "family_of",
+    "forced_inputs",
+    "generator",
+    "image_positions",
+    "prompt_length",
+]
 
 PER_TOKEN: Mapping[str, int | None] = {
     "input_ids": 0,
@@ -38,6 +47,28 @@ def generator(vlm: VLM) -> PreTrainedModel:
     part = vlm.model if name is None else vlm.model.get_submodule(name)
     assert isinstance(part, PreTrainedModel)
     return part
+
+
+_CHANGES_LOGITS = (
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "sequence_bias",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+    "min_length",
+    "min_new_tokens",
+)
+"""Options of transformers' ``generate`` that work on the logits."""
+
+
+def changes_logits(vlm: VLM) -> list[str]:
+    """The options of ``generate`` that the checkpoint brings along and that change logits before a token is chosen."""
+    settings = generator(vlm).generation_config
+    return [name for name in _CHANGES_LOGITS if (value := getattr(settings, name, None)) and value != 1]
 
 
 def decoder_start(vlm: VLM) -> list[int]:

@@ -9,6 +9,7 @@ for heatmaps.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ __all__ = [
     "Tape",
     "end_token_id",
     "image_activations",
+    "picture_of",
     "record_forced",
     "record_generation",
     "shuffled",
@@ -194,6 +196,17 @@ def record_forced(vlm: VLM, request: Request, token_ids: Sequence[int], keep: Ke
     finally:
         tape.clear()
     return recording
+
+
+def picture_of(recording: Recording) -> str:
+    """16 hex digits that tell the picture of a recording, by what the model gets of it; empty without one."""
+    seen = [value for _, value in sorted(recording.inputs.items()) if value.is_floating_point()]
+    if not seen:
+        return ""
+    digest = hashlib.sha256()
+    for value in seen:
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def shuffled(vlm: VLM, inputs: Mapping[str, Tensor], seed: int | None) -> AbstractContextManager[None]:
