@@ -24,14 +24,15 @@ SWAPS, SUPPRESSED, COMPARED = 104, 20, 10
 MARGINS = (4.0, 8.0, 16.0, 24.0, 40.0)
 
 RIVALS: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    "learned": ("learned", {"keep": 5.0, "rate": 0.05}),
+    "learned": ("learned", {}),
     "refined": ("refined", {}),
     "knowledge neurons": ("knowledge_neurons", {"finder": "contribution"}),
     "erase": ("erase", {}),
     "scale": ("scale", {}),
-    "fine-tune, the same columns": ("finetune", {"rate": 0.05}),
-    "fine-tune, all of the last block": ("finetune", {"k": None, "rate": 0.02}),
-    "LoRA": ("lora", {"rate": 0.05}),
+    "fine-tune, the same columns": ("finetune", {}),
+    "fine-tune, all of the last block": ("finetune", {"k": None, "rate": 0.0001}),
+    "LoRA": ("lora", {}),
+    "LoRA, with a keep set": ("lora", {"rate": 0.01, "keep": 5.0}),
     "ban": ("ban", {}),
     "FiNE": ("fine", {}),
 }
@@ -61,11 +62,11 @@ SWEPT: Mapping[str, tuple[tuple[str, Mapping[str, object]], ...]] = {
         ("learned", {"finder": "activation"}),
     ),
     "fine-tune": (
-        *(("finetune", {"rate": value}) for value in (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)),
-        *(("finetune", {"k": None, "rate": value}) for value in (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.02)),
+        *(("finetune", {"rate": value}) for value in (0.001, 0.003, 0.01, 0.03, 0.1)),
+        *(("finetune", {"k": None, "rate": value}) for value in (0.0001, 0.0003, 0.001, 0.003, 0.02)),
     ),
     "LoRA": (
-        *(("lora", {"rate": value}) for value in (0.001, 0.003, 0.01, 0.03, 0.1)),
+        *(("lora", {"rate": value}) for value in (0.001, 0.003, 0.01)),
         *(("lora", {"rate": 0.01, "keep": value}) for value in (5.0, 20.0)),
     ),
 }

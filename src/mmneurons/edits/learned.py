@@ -182,7 +182,7 @@ class FineTune:
     finder: str = "contribution"
     blocks: tuple[int, ...] | None = None
     steps: int = 50
-    rate: float = 0.1
+    rate: float = 0.001
 
     def __post_init__(self) -> None:
         if self.k is not None:
@@ -226,7 +226,7 @@ class LoRA:
     rank: int = 4
     blocks: tuple[int, ...] | None = None
     steps: int = 50
-    rate: float = 0.1
+    rate: float = 0.003
     keep: float = 0.0
     seed: int = 0
 
