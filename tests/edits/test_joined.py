@@ -1,10 +1,13 @@
 """Several edits as one: what it adds is the sum of what they add."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import mmneurons as mmn
 from helpers import tiny
+from mmneurons.cli.common import asked_as_learned
 from mmneurons.edits import Delta, Edit
 from mmneurons.edits.joined import joined
 from mmneurons.edits.stack import base_fingerprint
@@ -35,6 +38,16 @@ def test_it_adds_their_sum(tmp_path):
         for block, own in expected.items():
             torch.testing.assert_close(columns(vlm.model, sites[block], every), own)
     assert repr(whole) == "Edit(3 edits as one, 5 neurons of 2 blocks)"
+
+
+def test_how_captions_were_asked_for_is_kept_where_it_is_the_same():
+    vlm = mmn.wrap(*tiny.tiny_llava())
+    asked = [{"prompt": "What?", "prefix": "A", "max_new_tokens": number} for number in (5, 5, 6)]
+    own = [edit_of(vlm, 0, [place], 1, place) for place in range(3)]
+    edits = [replace(one, recipe={**one.recipe, **how}) for one, how in zip(own, asked, strict=True)]
+    assert asked_as_learned(joined(edits[:2]), {}) == asked[0]
+    assert asked_as_learned(joined(edits), {"prefix": "An"}) == {"prompt": "What?", "prefix": "An"}
+    assert asked_as_learned(own[0], {}) == {}
 
 
 def test_edits_of_different_models_are_not_joined():

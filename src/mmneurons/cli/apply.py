@@ -26,6 +26,7 @@ from mmneurons.cli.common import (
     Seed,
     TrustRemoteCode,
     VisionTower,
+    asked_as_learned,
     asked_of_captions,
     load_model,
     model_of,
@@ -79,7 +80,7 @@ def command(
     if not force:
         for one in edits:
             check_fits(vlm, one)
-    how = asked_of_captions(prompt, prefix, max_new_tokens)
+    how = asked_as_learned(edits[0], asked_of_captions(prompt, prefix, max_new_tokens))
     before = caption(vlm, list(pictures.values()), **how)
     both: set[tuple[int, int]] = set()
     with ExitStack() as stack:

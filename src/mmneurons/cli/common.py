@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -111,6 +111,13 @@ def model_of(edit: Edit, said: str) -> str:
     return str(edit.model.get("name") or said) if said == "demo" else said
 
 
+def asked_as_learned(edit: Edit, said: CaptionOptions) -> CaptionOptions:
+    """What was said of captions, and, where nothing was, how an edit's own were asked for."""
+    from mmneurons.edits.edit import ASKED
+
+    return cast("CaptionOptions", {**{name: edit.recipe[name] for name in ASKED if name in edit.recipe}, **said})
+
+
 def asked_of_captions(prompt: str | None, prefix: str | None, max_new_tokens: int | None) -> CaptionOptions:
     """What was said of captions; what was not is left to the library."""
     asked: CaptionOptions = {}
@@ -152,7 +159,7 @@ def named_options(flag: str, said: Sequence[str]) -> dict[str, object]:
         name, equals, value = one.partition("=")
         if not (name and equals and value):
             raise OptionError(f"{flag} {one!r} is not possible. Write {flag} NAME=VALUE, such as {flag} seed=3.")
-        if value == "none":
+        if value in ("none", "None"):
             options[name] = None
             continue
         try:

@@ -61,8 +61,8 @@ def command(
         str | None,
         typer.Option(
             "--never-say",
-            help="A word that is not to be said: of pictures like those given it is not, of others mostly not. Safer "
-            "is --method ban.",
+            help="A word that is not to be said. It goes from most captions; mmn measure --edit counts it. Safer is "
+            "--method ban.",
             rich_help_panel=EDIT,
         ),
     ] = None,

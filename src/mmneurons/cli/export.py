@@ -67,6 +67,8 @@ def command(
         output.result(f"{peft}: an adapter of peft", event="peft", folder=str(peft))
     if checkpoint is not None:
         merged = own.merge(vlm, checkpoint, force)
+        if merged.note:
+            output.note(merged.note)
         if merged.left_out:
             output.note(f"Left out, since they hold the weights without the edit: {', '.join(merged.left_out)}.")
         output.result(f"{checkpoint}: a checkpoint", event="checkpoint", folder=str(checkpoint))

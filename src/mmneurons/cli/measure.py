@@ -57,8 +57,8 @@ EXAMPLES = """Examples:
 
     mmn measure --edit dog-to-cat.safetensors others --learned photos --rivals --out proof
 
-The same command again goes on where it stopped. The tables and figures stand in the
-folder's README.md."""
+The same command again goes on where it stopped, with --edit at the next column of the
+table. The tables and figures stand in the folder's README.md."""
 
 WHAT = "What is measured"
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mmneurons.cli.common import INTERRUPTED, model_of
+from mmneurons.cli.common import INTERRUPTED, asked_as_learned, model_of
 from mmneurons.cli.output import Output
 
 if TYPE_CHECKING:
@@ -137,10 +137,6 @@ def measure_edits(
                 "the README.md beside it; mmn apply shows it on other pictures."
             )
     check_proof_folder(out, edits)
-    # the first edit's way of asking, where nothing else was said
-    recipe = edits[0].recipe
-    own = {name: recipe[name] for name in ("prompt", "prefix", "max_new_tokens") if name in recipe}
-    asking = cast("CaptionOptions", {**own, **how})
     tried = Tried(
         pictures=read_pictures(
             gather(list(inputs), images=images, column=column, limit=limit, sample=sample, seed=seed), output.skipped
@@ -150,7 +146,7 @@ def measure_edits(
         known=known,
         hops=read_hops(asked.hops) if asked.hops is not None else (),
         questions=questions,
-        **asking,
+        **asked_as_learned(edits[0], how),
     )
     vlm = load(model_of(edits[0], model))
     output.note(repr(vlm))

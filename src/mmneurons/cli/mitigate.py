@@ -50,8 +50,9 @@ WORDS_EXAMPLES = """Examples:
 
     mmn mitigate words photos --list words.txt --out mitigated --peft
 
-The list has a word a line, or word -> other. Half of the captions that say a word are learned from, the others are
-measured on. Where too many other captions change, nothing is handed out, and the exit code is 1."""
+The list has a word a line, or word -> other. Every other caption that says a word is learned from, up to 8, those
+between are measured on, up to 24. Where too many other captions change, nothing is handed out, and the exit code
+is 1."""
 
 HALLUCINATION_EXAMPLES = """Examples:
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mmneurons.edits.checkpoint import Merged
     from mmneurons.vlm.model import VLM
 
-__all__ = ["KEPT", "SEEN", "Delta", "Edit"]
+__all__ = ["ASKED", "KEPT", "SEEN", "Delta", "Edit"]
 
 KEPT = "kept captions"
 """What ``measured`` has under this name: how many captions that must stay would be changed, of how many."""
@@ -31,6 +31,10 @@ SEEN = "seen"
 """What the recipe has under this name: what tells the pictures that were given to learn from or keep.
 
 The ``pixel_digest`` of a picture, or ``picture_of`` a recording where that was given."""
+
+
+ASKED = ("prompt", "prefix", "max_new_tokens")
+"""What the recipe has under these names: how the captions came about that were learned from."""
 
 
 @dataclass(frozen=True, eq=False)

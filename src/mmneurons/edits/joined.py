@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mmneurons.edits.edit import Delta, Edit
+from mmneurons.edits.edit import ASKED, Delta, Edit
 from mmneurons.errors import EditError
 
 __all__ = ["joined"]
@@ -30,12 +30,20 @@ def joined(edits: Sequence[Edit]) -> Edit:
     )
     return Edit(
         deltas,
-        {"method": "joined", "edits": [dict(edit.recipe) for edit in edits]},
+        {"method": "joined", **_asked_alike(edits), "edits": [dict(edit.recipe) for edit in edits]},
         dict(edits[0].model),
         {},
         all(edit.converged for edit in edits),
         tuple(dict.fromkeys(banned for edit in edits for banned in edit.banned)),
     )
+
+
+def _asked_alike(edits: Sequence[Edit]) -> dict[str, object]:
+    """How captions were asked for, as far as that is the same for all."""
+    first = edits[0].recipe
+    return {
+        name: first[name] for name in ASKED if name in first and all(e.recipe.get(name) == first[name] for e in edits)
+    }
 
 
 def _side_by_side(deltas: Sequence[Delta]) -> Delta:

@@ -143,7 +143,7 @@ class Refined:
 
     margin: float = 12.0
     steps: int = 20
-    rate: float = 0.01
+    rate: float = 0.003
     keep: float = 5.0
     repeat: float = 0.1
     kept_at_once: int = 32

@@ -90,6 +90,7 @@ def edit(
     word = source if isinstance(source, str) else findings[0].word
     swap = Swap(word.strip(), None if to is None else to.strip(), inflections)
     check_words(vlm, swap)
+    model = about(vlm)
     how = {"prompt": prompt, "prefix": prefix, "max_new_tokens": max_new_tokens}
 
     known: dict[str, Recording] = {}
@@ -116,7 +117,6 @@ def edit(
     kept = list({_told(one): one for one in others}.values())
     task = make_task(vlm, swap, examples, kept)
     solution = solver(task)
-    model = about(vlm)
     first = [recording for recording, _ in examples]
     for _ in range(AGAIN if to is None and solution.deltas else 0):
         more = said_still(vlm, Edit(solution.deltas, {}, model), swap, first, max_new_tokens)
