@@ -168,7 +168,7 @@ def test_pictures_are_asked_about_as_they_were_learned(place, tiny_checkpoint):
     assert own["prompt"].to_list() == ["What?"]
     assert "reliability is not of the captions" not in " ".join(result.err.split())
     other = mmn("measure", "--edit", "edit.safetensors", "photos/0.png", "--prompt", "Which?", "--out", "other")
-    assert "with the prompt 'Which?', and learned was with 'What?'" in " ".join(other.err.split())
+    assert "with prompt='Which?', and learned was with 'What?'" in " ".join(other.err.split())
 
 
 def test_what_is_unfinished_of_other_edits_stays(place, edited, monkeypatch):

@@ -257,8 +257,12 @@ def test_an_edit_in_force_is_not_put_in_twice(checkpoint, tmp_path):
 def test_a_ban_in_force_is_not_saved(checkpoint, tmp_path):
     vlm = mmn.load(checkpoint)
     ban = replace(draw(vlm), deltas=(), banned=((5,),))
-    with ban.on(vlm), pytest.raises(EditError, match="A ban is in force"):
-        merge(draw(vlm), vlm, tmp_path / "refused")
+    with ban.on(vlm):
+        merge(draw(vlm), vlm, tmp_path / "of files")
+        assert "bad_words_ids" not in (tmp_path / "of files" / "generation_config.json").read_text()
+        alone = VLM(vlm.model, None, vlm.anatomy, "nowhere")
+        with pytest.raises(EditError, match="A ban is in force"):
+            merge(draw(alone), alone, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 
 

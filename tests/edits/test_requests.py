@@ -23,6 +23,7 @@ from mmneurons.measures.edit_outcome import Pool, caption_outcome
         (Swap("dog", "police dog"), "two police dogs and a dog", ["dog"]),
         (Swap("dog", "police dog"), "a police dog and two dogs", ["dogs"]),
         (Swap("dog", "police dog", inflections=False), "two police dogs", []),
+        (Swap("dog", "police dog"), "two police dogs and a police dog", []),
         (Swap("glass", "wine glass"), "glasses and wine glasses", ["glasses"]),
         (Swap("wine glass", "glass"), "a wine glass", ["wine glass"]),
     ],

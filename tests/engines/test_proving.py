@@ -1,5 +1,6 @@
 """Proofs of edits on a tiny model that says "tomato" of some noise, against what its weights say."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +10,14 @@ from PIL import Image
 import mmneurons as mmn
 from helpers import tiny
 from mmneurons.edits.methods import METHODS
-from mmneurons.engines.proving import OTHER_PROMPTS, Picture, Tried, prove, read_pictures
+from mmneurons.engines.proving import OTHER_PROMPTS, Column, Picture, Tried, prove, read_pictures
 from mmneurons.errors import EditError, OptionError
+from mmneurons.measures.edit_quality import Quality
 from mmneurons.measures.hops import Hop
 from mmneurons.measures.objects import vocabulary
 from mmneurons.measures.text_prompts import PROMPTS
 from mmneurons.measures.truth import Truth
+from mmneurons.reports.unfinished_proof import read_unfinished, write_unfinished
 from mmneurons.sources import gather
 
 SHORT = 8
@@ -105,6 +108,51 @@ def test_the_same_again(model, named, edit):
     assert {name: own.as_json() for name, own in first.columns.items()} == {
         name: own.as_json() for name, own in second.columns.items()
     }
+
+
+def test_what_was_measured_before_is_taken_only_where_captions_are_the_same(model, named, edit, proof):
+    tried = Tried(named[:3], learned=[named[4]], max_new_tokens=SHORT)
+    before = {}
+    first = prove(model, edit, tried, finished=before.update)
+    (column,) = before.values()
+    marked = Column(Quality(column.quality.figures[:1], column.quality.outcomes), "It was measured before.")
+    again = prove(model, edit, tried, done={"this edit": marked, "erase": marked}, finished=pytest.fail)
+    assert list(again.columns) == ["this edit"]
+    assert len(again.columns["this edit"].figures) == 1
+    assert again.notes[-1] == marked.note
+    assert again.outcomes.equals(first.outcomes)
+
+    changed = dict(marked.quality.outcomes)
+    changed["learned"] = [replace(one, before="An image of another caption") for one in changed["learned"]]
+    for outcomes in (changed, {**changed, "learned": []}, {**marked.quality.outcomes, "hops": []}):
+        other = Column(Quality(marked.quality.figures, outcomes))
+        anew = prove(model, edit, tried, done={"this edit": other})
+        assert anew.columns["this edit"].as_json() == first.columns["this edit"].as_json()
+
+
+@pytest.mark.slow
+def test_rivals_are_gone_on_with(model, named, edit, tmp_path):
+    tried = Tried([named[1], named[5]], learned=[named[2], named[4]], max_new_tokens=SHORT)
+    kept = {}
+
+    def stop(columns):
+        kept.update(columns)
+        if len(columns) == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prove(model, edit, tried, rivals=True, finished=stop)
+    write_unfinished(tmp_path, "key", [edit], kept)
+    assert read_unfinished(tmp_path, "other key") == {}
+    told = []
+    proof = prove(model, edit, tried, rivals=True, progress=told.append, done=read_unfinished(tmp_path, "key"))
+    assert [line for line in told if line.endswith(": measured before")] == [
+        f"{name}: measured before" for name in kept
+    ]
+    whole = prove(model, edit, tried, rivals=True)
+    assert list(proof.columns) == list(whole.columns)
+    assert proof.notes == whole.notes
+    assert proof.outcomes.equals(whole.outcomes)
 
 
 @pytest.mark.slow

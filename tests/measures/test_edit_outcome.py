@@ -14,6 +14,7 @@ from mmneurons.errors import EditError, OptionError
 from mmneurons.measures import edit_outcome
 from mmneurons.measures.edit_outcome import Pool, swap_of
 from mmneurons.measures.edit_quality import edit_quality
+from mmneurons.vlm.decoding import changes_logits
 from mmneurons.vlm.sites import columns
 
 
@@ -103,6 +104,48 @@ def test_captions_of_a_checkpoint_that_changes_logits_are_generated_anew(picture
     assert len(asked) == len(pictures)
     with edit.on(vlm):
         assert [one.after for one in found] == mmn.caption(vlm, pictures, max_new_tokens=6)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "changes"),
+    [
+        ("repetition_penalty", 1.1, True),
+        ("repetition_penalty", 1.0, False),
+        ("guidance_scale", 3.0, True),
+        ("guidance_scale", 1, False),
+        ("no_repeat_ngram_size", 1, True),
+        ("no_repeat_ngram_size", 0, False),
+        ("min_new_tokens", 1, True),
+        ("forced_bos_token_id", 0, True),
+        ("forced_eos_token_id", 1, True),
+        ("suppress_tokens", [], False),
+        ("suppress_tokens", [5], True),
+        ("bad_words_ids", [[5]], True),
+        ("max_new_tokens", 3, False),
+    ],
+)
+def test_which_settings_of_a_checkpoint_change_logits(model, monkeypatch, name, value, changes):
+    monkeypatch.setattr(model.model.generation_config, "suppress_tokens", [model.image_token_id])
+    monkeypatch.setattr(model.model.generation_config, name, value)
+    assert changes_logits(model) == ([name] if changes else [])
+
+
+def test_nothing_is_rounded_where_a_hook_adds_it():
+    """As the edit itself is: a weight that is made of others cannot be written to."""
+
+    class Doubled(torch.nn.Module):
+        def forward(self, weight):
+            return weight * 2
+
+    model, processor = tiny.tiny_llava(seed=3)
+    vlm = mmn.wrap(model.to(torch.bfloat16), processor)
+    delta = Delta.of_vectors(1, torch.tensor([3]), torch.full((1, 64), 1e-3))
+    (written,) = live(vlm, [delta])
+    assert not torch.equal(written.vectors, delta.vectors)
+    module = vlm.model.get_submodule(vlm.anatomy.blocks[1].sites[0].module)
+    torch.nn.utils.parametrize.register_parametrization(module, "weight", Doubled())
+    (heard,) = live(vlm, [delta])
+    assert torch.equal(heard.vectors, delta.vectors)
 
 
 def test_several_requests_are_judged_by_what_was_said_once(pool, edits):

@@ -17,7 +17,7 @@ from mmneurons.cli.common import (
     Images,
     Limit,
     MaxNewTokens,
-    Model,
+    ModelOfEdit,
     Prefix,
     Prompt,
     Quiet,
@@ -46,7 +46,7 @@ EXAMPLES = """Examples:
 def command(
     edit: Annotated[Path, typer.Argument(metavar="EDIT", help="A file of mmn edit.")],
     inputs: Annotated[list[str], typer.Argument(metavar="IMAGES…", help="Pictures as mmn find takes them.")],
-    model: Model = "demo",
+    model: ModelOfEdit = None,
     also: Annotated[list[Path] | None, typer.Option("--also", help="Another edit, again for more.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Although the edit is of another model.")] = False,
     images: Images = None,

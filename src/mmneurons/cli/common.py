@@ -56,6 +56,14 @@ Model = Annotated[
     str,
     typer.Option("--model", help='"demo", the name of a checkpoint on the hub, or a folder.', rich_help_panel=MODEL),
 ]
+ModelOfEdit = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help='"demo", the name of a checkpoint on the hub, or a folder. Default: what the edit was made of.',
+        rich_help_panel=MODEL,
+    ),
+]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="Of the weights, such as bfloat16.", rich_help_panel=MODEL)]
 DeviceMap = Annotated[
     str | None, typer.Option("--device-map", help='Where the weights go, such as "auto".', rich_help_panel=MODEL)
@@ -106,9 +114,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and err
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, as 'mmn find' makes it.")]
 
 
-def model_of(edit: Edit, said: str) -> str:
+def model_of(edit: Edit, said: str | None) -> str:
     """Which model is loaded: what was named, or, where nothing was, the one that an edit was made of."""
-    return str(edit.model.get("name") or said) if said == "demo" else said
+    return said or str(edit.model.get("name") or "demo")
 
 
 def asked_as_learned(edit: Edit, said: CaptionOptions) -> CaptionOptions:

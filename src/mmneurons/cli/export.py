@@ -12,7 +12,7 @@ from mmneurons.cli.common import (
     AsJson,
     DeviceMap,
     Dtype,
-    Model,
+    ModelOfEdit,
     Quiet,
     Revision,
     TrustRemoteCode,
@@ -33,7 +33,7 @@ EXAMPLES = """Examples:
 
 def command(
     edit: Annotated[Path, typer.Argument(metavar="EDIT", help="A file of mmn edit.")],
-    model: Model = "demo",
+    model: ModelOfEdit = None,
     peft: Annotated[Path | None, typer.Option("--peft", help="A folder for a LoRA adapter.")] = None,
     checkpoint: Annotated[
         Path | None, typer.Option("--checkpoint", help="A folder for the whole model with the edit in its weights.")

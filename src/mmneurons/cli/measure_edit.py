@@ -148,7 +148,7 @@ def measure_edits(
         questions=questions,
         **asked_as_learned(edits[0], how),
     )
-    vlm = load(model_of(edits[0], model))
+    vlm = load(model_of(edits[0], None if model == "demo" else model))
     output.note(repr(vlm))
     key = key_of(vlm, edits, tried)
     done = read_unfinished(out, key)
@@ -157,8 +157,8 @@ def measure_edits(
     columns = dict(done)
 
     def keep(found: Mapping[str, Column]) -> None:
+        write_unfinished(out, key, edits, found)
         columns.update(found)
-        write_unfinished(out, key, edits, columns)
 
     try:
         proof = prove(vlm, edits, tried, asked.rivals, output.note, done, keep)

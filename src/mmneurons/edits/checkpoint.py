@@ -121,11 +121,6 @@ def merge(edit: Edit, vlm: VLM, folder: str | os.PathLike[str], force: bool = Fa
     """
     check_folder(folder)
     check_fits(edit, vlm, force)
-    if any(one.banned for one in active(vlm)):
-        raise EditError(
-            "A ban is in force in this model, and would be saved with the settings of its generation. Withdraw it "
-            "first."
-        )
     if packed := [part.parameter for part in parts(edit, vlm.anatomy) if not plain(vlm.model, part.site)]:
         raise EditError(
             f"{packed[0]} is quantised: no vector can be added to what is stored of it. Load the model without "
@@ -144,6 +139,11 @@ def merge(edit: Edit, vlm: VLM, folder: str | os.PathLike[str], force: bool = Fa
             f"There are no files of {vlm.name!r} that hold what is in memory, where the weights are not those that the "
             "edit was made of: an edit may be in force in them. Withdraw all edits; or apply this one, and call "
             "vlm.model.save_pretrained(folder)."
+        )
+    if any(one.banned for one in active(vlm)):
+        raise EditError(
+            "A ban is in force in this model, which is saved from memory, and would be saved with the settings of its "
+            "generation. Withdraw it first."
         )
     note = reasons[0] if reasons else f"There are no files of {vlm.name!r} here, so what is in memory was saved."
     if reasons:

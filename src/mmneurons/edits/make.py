@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TypeAlias
 
@@ -25,7 +25,7 @@ from mmneurons.finding import WordFinding
 from mmneurons.recordings import record_pictures
 from mmneurons.sources import gather
 from mmneurons.sources.bundled import BUNDLED, NAME
-from mmneurons.vlm.inputs import PREFIX, PROMPT
+from mmneurons.vlm.inputs import PREFIX, PROMPT, write_prompt
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, decode_picture, open_picture, pixel_digest
 from mmneurons.vlm.recording import Recording, picture_of
@@ -108,7 +108,7 @@ def edit(
     examples: list[tuple[Recording, Word | None]] = [(one.found.recording, _as_word(one)) for one in findings]
     examples += [(recording, None) for recording in named if says(recording, swap)]
     if not examples:
-        raise EditError(_nothing_says(swap.source, prefix, named))
+        raise EditError(_nothing_says(swap, prefix, named))
     others = [recording for recording in named if not says(recording, swap)]
     others += recorded(_several(keep))
     check_kept(others, swap)
@@ -125,13 +125,15 @@ def edit(
         examples += [(recording, None) for recording in more]
         task = make_task(vlm, swap, examples, kept)
         solution = solver(task)
+    own = {id(one) for one in known.values()}
+    given = [one for one in (*first, *others) if id(one) not in own]
     recipe = {
         **described(task),
         "method": name_of(solver),
         "options": dict(solution.options),
-        **how,
+        **(how if all(one.request.text == write_prompt(vlm, prompt, prefix) for one in given) else {}),
         "captions": [recording.caption for recording in first],
-        SEEN: sorted({*known, *_elsewhere([*first, *others], known.values())}),
+        SEEN: sorted({*known, *map(picture_of, given)}),
         "versions": versions(),
     }
     measured = {KEPT: asdict(changed_captions(task, solution))}
@@ -184,14 +186,12 @@ def _told(recording: Recording) -> str:
     return digest.hexdigest()
 
 
-def _elsewhere(used: Iterable[Recording], captioned: Iterable[Recording]) -> Iterator[str]:
-    """What tells the pictures of recordings that were given as such."""
-    own = {id(one) for one in captioned}
-    return (picture_of(one) for one in used if id(one) not in own)
-
-
-def _nothing_says(word: str, prefix: str, named: Sequence[Recording]) -> str:
+def _nothing_says(swap: Swap, prefix: str, named: Sequence[Recording]) -> str:
+    word = swap.source
     said = f" They say: {named[0].caption!r}, …" if named else ""
+    if any(says(one, Swap(word, None)) for one in named):
+        own = "inside what is to be said instead" if swap.inflections else "in another form, which is not meant"
+        return f"No picture's caption says {word!r} but {own}.{said} There is nothing to change."
     if stands_in(prefix, 0, word):
         return (
             f"No picture's caption says {word!r} but in the prefix {prefix!r}, with which captions are begun: the "

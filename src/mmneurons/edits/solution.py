@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mmneurons.edits.edit import Delta
 from mmneurons.edits.task import Task
-from mmneurons.vlm.anatomy import WriteSite
+from mmneurons.edits.writable import writable
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.sites import dtype, plain, split, weight
+from mmneurons.vlm.sites import dtype, split, weight
 from mmneurons.vlm.upper import Added, Upper, upper
 
 __all__ = ["Solution", "converged", "live", "margins", "reached", "settings"]
@@ -42,7 +42,7 @@ class Solution:
 def live(vlm: VLM, deltas: Sequence[Delta]) -> list[Added]:
     """What deltas add once the weights are rounded to the model's dtype; those of one block, of several edits, sum up.
 
-    To weights that are quantised or offloaded a hook adds it, so nothing is rounded.
+    To weights that cannot be written to (quantised, offloaded) a hook adds it, so nothing is rounded.
 
     Returns:
         One for a block, in the order of the blocks.
@@ -52,15 +52,11 @@ def live(vlm: VLM, deltas: Sequence[Delta]) -> list[Added]:
         chosen, vectors = _sum([delta for delta in deltas if delta.block == block])
         for site, inside, columns in split(vlm.anatomy.blocks[block], chosen):
             kind = dtype(vlm.model, site)
-            if kind.itemsize < 4 and plain(vlm.model, site) and not _is_offloaded(vlm, site):
+            if kind.itemsize < 4 and writable(vlm, site) is not None:
                 base = weight(vlm.model, site)[:, columns].float().cpu().T
                 vectors[inside] = (base + vectors[inside]).to(kind).float() - base
         added.append(Added(block, chosen, vectors.to(vlm.device)))
     return added
-
-
-def _is_offloaded(vlm: VLM, site: WriteSite) -> bool:
-    return vlm.model.get_submodule(site.module).get_parameter(site.parameter).device.type == "meta"
 
 
 def _sum(deltas: Sequence[Delta]) -> tuple[Int[Tensor, "neurons"], Float[Tensor, "neurons hidden"]]:

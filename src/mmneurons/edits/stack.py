@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mmneurons.edits.edit import Edit
+from mmneurons.edits.writable import writable
 from mmneurons.errors import EditError
 from mmneurons.vlm.anatomy import WriteSite
 from mmneurons.vlm.changes import heard_activations
@@ -30,12 +31,9 @@ from mmneurons.vlm.fingerprint import fingerprint
 from mmneurons.vlm.hooks import hooked
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.sites import split
-from mmneurons.vlm.weights import bits, fetched, is_plain
+from mmneurons.vlm.weights import bits, fetched
 
 __all__ = ["active", "applied", "apply", "base_fingerprint", "check_fits", "revert", "shared"]
-
-_WRITABLE = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Dtypes whose numbers are what they say; those of 8 bits have a scale elsewhere."""
 
 _SAMPLE = 32
 """How many numbers of each weight are compared besides torch's counter, which misses what is written to ``.data``."""
@@ -73,7 +71,7 @@ def apply(vlm: VLM, edit: Edit, force: bool = False) -> None:
         written: dict[str, list[_Part]] = {}
         hooks: list[_Hook] = []
         for part in parts:
-            weight = _weight(vlm, part.site)
+            weight = writable(vlm, part.site)
             if weight is None:
                 hooks.append(_Hook(part.site.module, _Adding(part)))
             else:
@@ -345,7 +343,7 @@ def _parts(vlm: VLM, edit: Edit) -> list[_Part]:
         if not bool(vectors.isfinite().all()):
             raise EditError(f"{edit} holds numbers that are not finite, in block {delta.block}. Make it anew.")
         for site, own, units in split(blocks[delta.block], columns):
-            weight = _weight(vlm, site)
+            weight = writable(vlm, site)
             if weight is not None and weight.shape != _shape(site, hidden):
                 raise EditError(f"{misfit}the weight of {site.module} is no longer of the shape that was measured.")
             parts.append(_Part(delta.block, site, units, vectors[own]))
@@ -384,7 +382,7 @@ def _check_finite(vlm: VLM, rewrite: _Rewrite) -> None:
 def _check_untouched(vlm: VLM, state: _State) -> None:
     """Raise an EditError where what was edited is not as it was left."""
     for held in state.held.values():
-        weight = _weight(vlm, held.site)
+        weight = writable(vlm, held.site)
         shape = _shape(held.site, held.base.shape[1])
         if weight is None or weight.shape != shape or weight.dtype != held.base.dtype:
             raise EditError(
@@ -415,22 +413,12 @@ def _name(vlm: VLM, place: _Held | _Rewrite, unit: int) -> str:
 # the weights
 
 
-def _weight(vlm: VLM, site: WriteSite) -> nn.Parameter | None:
-    """A site's weight; None where what is written to it would not be there to stay, or not be what is computed with."""
-    module = vlm.model.get_submodule(site.module)
-    weight = getattr(module, site.parameter, None)
-    # a weight that is no parameter is made anew from others at every use
-    if not is_plain(module, site.parameter) or not isinstance(weight, nn.Parameter):
-        return None
-    return weight if weight.device.type != "meta" and weight.dtype in _WRITABLE else None
-
-
 def _names(vlm: VLM) -> dict[int, str]:
     """One name for each weight, by its identity: blocks may share one."""
     names: dict[int, str] = {}
     for block in vlm.anatomy.blocks:
         for site in block.sites:
-            names.setdefault(id(_weight(vlm, site)), f"{site.module}.{site.parameter}")
+            names.setdefault(id(writable(vlm, site)), f"{site.module}.{site.parameter}")
     return names
 
 
@@ -442,7 +430,7 @@ def _rewrites(vlm: VLM, state: _State, entries: Sequence[_Entry], changing: _Ent
         held, site = state.held.get(name), own[0].site
         seen = [part.units for part in own]
         units = torch.cat(seen if held is None else [*seen, held.units]).unique()
-        weight = _weight(vlm, site)
+        weight = writable(vlm, site)
         assert weight is not None
         before = _read(weight, site, units)
         base = before.clone()
@@ -465,7 +453,7 @@ def _rewritten(vlm: VLM, state: _State, rewrites: Sequence[_Rewrite], undo: Exit
     """Write to the weights, and return the state that says so."""
     held, known = dict(state.held), state.known
     for rewrite in rewrites:
-        weight = _weight(vlm, rewrite.site)
+        weight = writable(vlm, rewrite.site)
         assert weight is not None
         unchanged = () if known is None else known.names(weight)
         undo.callback(_write, weight, rewrite.site, rewrite.units, rewrite.before)
@@ -671,7 +659,7 @@ class _Unedited(nn.Module):
         super().__init__()
         self._model, self._base = vlm.model, dict[int, Tensor]()
         for own in held.values():
-            weight = _weight(vlm, own.site)
+            weight = writable(vlm, own.site)
             assert weight is not None
             base = weight.detach().clone()
             _write(base, own.site, own.units, own.base)

@@ -123,7 +123,10 @@ class Swap:
         return bool(self._targets_in(text, begun))
 
     def _targets_in(self, text: str, begun: int) -> list[tuple[int, int]]:
-        return [] if self.to is None else places_of(text, begun, self.to, self.inflections)
+        if self.to is None:
+            return []
+        forms = forms_of(self.to, self.inflections)
+        return [place for form in forms for place in places_of(text, begun, form.text, self.inflections)]
 
     def instead_of(self, form: str, plural: bool) -> str:
         """What takes the place of a form of the word."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from PIL import Image
 
-from mmneurons.edits.edit import SEEN, Edit
+from mmneurons.edits.edit import ASKED, SEEN, Edit
 from mmneurons.edits.make import edit as make_edit
 from mmneurons.edits.methods import METHODS
 from mmneurons.edits.stack import check_fits
@@ -186,7 +186,8 @@ def prove(
         tried: on what.
         rivals: whether every other method learns the same from ``tried.learned`` and is measured, too.
         progress: told what is done now.
-        done: columns that were measured before, of the same edits on the same pictures: they are taken as they are.
+        done: columns that were measured before, of the same edits on the same pictures: they are taken as they are,
+            unless the unedited model says something else now.
         finished: given the columns there are, whenever another one is measured.
 
     Raises:
@@ -206,7 +207,7 @@ def prove(
     if rivals:
         others = _Rivals(vlm, chosen[0], tried, trial)
         plan |= {name: partial(others.column, name) for name in _others(chosen[0])}
-    columns = {name: own for name, own in (done or {}).items() if name in plan}
+    columns = {name: own for name, own in (done or {}).items() if name in plan and trial.has_captions_of(own)}
     for name, measure in plan.items():
         if name in columns:
             tell(f"{name}: measured before")
@@ -250,17 +251,15 @@ def _seen(pictures: Sequence[Picture], pool: Pool, edits: Sequence[Edit]) -> int
     return sum(not told.isdisjoint([one.pixels, own]) for one, own in zip(pictures, pool.pictures, strict=True))
 
 
-def _asked_otherwise(tried: Tried, edits: Sequence[Edit]) -> str:
-    """That pictures are asked about in other words than an edit was learned with; empty where they are not."""
-    for name in ("prompt", "prefix"):
-        learned = {one.recipe.get(name, getattr(tried, name)) for one in edits} - {getattr(tried, name)}
+def _asked_otherwise(tried: Tried, edits: Sequence[Edit]) -> Iterator[str]:
+    """That pictures are asked about in another way than an edit was learned with."""
+    for name in ASKED:
+        now = getattr(tried, name)
+        learned = {one.recipe.get(name, now) for one in edits} - {now}
         if learned:
             own = ", ".join(sorted(map(repr, learned)))
-            return (
-                f"Captions are made with the {name} {getattr(tried, name)!r}, and learned was with {own}: reliability "
-                "is not of the captions that were learned from."
-            )
-    return ""
+            note = f"Captions are made with {name}={now!r}, and learned was with {own}"
+            yield f"{note}: reliability is not of the captions that were learned from." if tried.learned else f"{note}."
 
 
 def _check_names(pictures: Sequence[Picture], asked: Collection[str]) -> None:
@@ -299,8 +298,7 @@ class _Trial:
                 f"{count} of the {len(pictures)} pictures were given when the edit was made, to learn from or to keep: "
                 "it does better on them than on others. Name pictures that it has not seen."
             )
-        if other := _asked_otherwise(tried, edits):
-            self.notes.append(other)
+        self.notes += _asked_otherwise(tried, edits)
         self._learned = self._pool("learned", tried.learned, swaps) if tried.learned else None
         concerned = [
             one
@@ -317,6 +315,20 @@ class _Trial:
         if about:
             self._tell(f"without edits, pope: {len(about)} questions")
         self._pope = ask_pope(vlm, named, about) if about else None
+
+    def has_captions_of(self, column: Column) -> bool:
+        """Whether what was measured before began with what the unedited model says now."""
+        pools = {"others": self._others, "learned": self._learned, "rephrased": self._rephrased, "texts": self._texts}
+        pools["hops"] = None if self._hops is None else self._hops.pool
+        now = {name: [one.caption for one in pool.recordings] for name, pool in pools.items() if pool is not None}
+        if now.keys() != column.quality.outcomes.keys():
+            return False
+        for name, outcomes in column.quality.outcomes.items():
+            captions = [one.before for one in outcomes]
+            count = len(captions) // max(1, len(now[name]))
+            if captions != now[name] * count or (now[name] and not count):
+                return False
+        return True
 
     def column(self, edits: Sequence[Edit]) -> Column:
         """Measure edits in force together, as a column of the table."""

@@ -146,6 +146,10 @@ def regenerated(case: Case, sets: Sequence[Sequence[Place]], max_new_tokens: int
     return [read(vlm, recording).caption for recording in recordings]
 
 
+def _tokens(text: str) -> list[str]:
+    return "".join(sign if sign.isalnum() else " " for sign in fold(text)).split()
+
+
 def rest_likeness(before: str, after: str, *words: str) -> float:
     """F1 of the words of two captions, each as often as it stands, without some words; 1 where none is left.
 
@@ -154,11 +158,10 @@ def rest_likeness(before: str, after: str, *words: str) -> float:
         after: another one.
         *words: what is left out of both, with its forms; of a phrase each of its words.
     """
-    left_out = {own for word in words for own in fold(word).split()}
+    left_out = {own for word in words for own in _tokens(word)}
     counts = []
     for caption in (before, after):
-        tokens = "".join(sign if sign.isalnum() else " " for sign in fold(caption)).split()
-        counts.append(Counter(token for token in tokens if not any(are_forms(own, token) for own in left_out)))
+        counts.append(Counter(t for t in _tokens(caption) if not any(are_forms(own, t) for own in left_out)))
     common = (counts[0] & counts[1]).total()
     whole = counts[0].total() + counts[1].total()
     return 1.0 if not whole else 2 * common / whole

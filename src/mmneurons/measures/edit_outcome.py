@@ -77,7 +77,7 @@ class Outcome:
         after: with the edit in force.
         said: whether the caption said the source.
         said_target: whether it said the target.
-        gone: whether no form of the source is said any more.
+        gone: whether no form of the source is said any more, other than inside the target.
         there: whether the target is said now; where there is none, whether the source is gone.
         intruded: whether the target is said now and was not before, where the source was not said either.
         agreement: of the caption's steps; None where they cannot be compared.
@@ -190,8 +190,10 @@ class Pool:
         if deltas and self.recordings:
             pairs = self._logits(deltas)
             agreements = [_agreement(before, after) for before, after in pairs]
-            # what is banned, and what comes between logits and tokens, shows in no logits
-            if not any(edit.banned for edit in chosen) and not changes_logits(self.vlm):
+            # what is banned, and what comes between logits and tokens, shows in no logits; ``likeliest`` knows what is
+            # suppressed
+            between = [name for name in changes_logits(self.vlm) if name != "suppress_tokens"]
+            if not between and not any(edit.banned for edit in chosen):
                 changed = [
                     index
                     for index, pair in enumerate(pairs)
@@ -243,6 +245,7 @@ def lean(recording: Recording) -> Recording:
     steps = len(recording)
     return replace(
         recording,
+        logits=recording.logits.new_zeros(steps, 0),
         activations=recording.activations.new_zeros(steps, 0, 0),
         gates=None,
         image_activations=None,

@@ -63,8 +63,10 @@ def learn(
     else:
         check_general(vlm, known, general)
     word = _token(vlm, GENERAL if general is None else general.strip())
-    # where the general word is said already it is no name that it has to be lifted above
-    lesson = replace(lesson, steps=tuple(step for step in lesson.steps if step.token != word))
+    if general is not None:
+        # where the general word is said already it is no name that it has to be lifted above
+        said = tuple(step for step in lesson.steps if step.mention is not None or step.token != word)
+        lesson = replace(lesson, steps=said)
     tokens, spelled = _competing(vlm, lesson, known)
     head = readout(vlm)
     written, steps = _laid_out(vlm, head, lesson, tokens, spelled, word)

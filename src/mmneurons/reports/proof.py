@@ -27,9 +27,10 @@ _MEANINGS = (
     "*reliability*, *generality*: share of captions that said the source and now meet the request, of pictures that "
     "were learned from, and of others; *other prompts*: asked in other words",
     "*unchanged*, *likeness*, *intrusion*, *same top 1*, *same top 10*, *KL*: over captions that said neither word, of "
-    "pictures that show neither as far as is known: the same word for word; F1 of the words; the target said; steps "
-    "with the same most likely token, with the same ten in order, KL(before ‖ after) in nats a step, teacher-forced",
-    "*rest kept*: F1 of all other words of swapped captions",
+    "pictures that show neither as far as is known (of a word that is only not to be said: that did not say it): the "
+    "same word for word; F1 of the words; the target said; steps with the same most likely token, with the same ten in "
+    "order, KL(before ‖ after) in nats a step, teacher-forced",
+    "*rest kept*: F1 of all words of swapped captions but source and target",
     "*text:* the same over answers to prompts without a picture",
     "*nats a token*: surprise of the unedited model, perplexity is its exponential; *elsewhere*: captions that said "
     "neither word",

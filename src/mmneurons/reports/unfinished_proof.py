@@ -9,12 +9,15 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from mmneurons.edits.edit import Edit
 from mmneurons.engines.proving import Column, Tried
 from mmneurons.errors import RunError
 from mmneurons.measures.edit_outcome import Agreement, Outcome, Surprise
 from mmneurons.measures.edit_quality import Figure, Quality
 from mmneurons.measures.intervals import Estimate
+from mmneurons.vlm.decoding import generator
 from mmneurons.vlm.model import VLM
 from mmneurons.whole_files import write_whole
 
@@ -30,6 +33,8 @@ def key_of(vlm: VLM, edits: Sequence[Edit], tried: Tried) -> str:
         [version(name) for name in ("mmneurons", "transformers", "torch")],
         repr(vlm),
         str(vlm.device),
+        torch.cuda.get_device_name(vlm.device) if vlm.device.type == "cuda" else "",
+        generator(vlm).generation_config,
         [(one.edit_id, sorted(one.recipe.items(), key=lambda item: item[0])) for one in edits],
         [[(one.name, one.pixels) for one in part] for part in (tried.pictures, tried.learned)],
         sorted(tried.truths.items()),

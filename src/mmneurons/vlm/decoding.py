@@ -21,6 +21,7 @@ __all__ = [
     "forced_inputs",
     "generator",
     "image_positions",
+    "never_said",
     "prompt_length",
 ]
 
@@ -49,26 +50,37 @@ def generator(vlm: VLM) -> PreTrainedModel:
     return part
 
 
-_CHANGES_LOGITS = (
-    "repetition_penalty",
-    "no_repeat_ngram_size",
-    "bad_words_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "sequence_bias",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "exponential_decay_length_penalty",
-    "min_length",
-    "min_new_tokens",
-)
-"""Options of transformers' ``generate`` that work on the logits."""
+_NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "guidance_scale": (1, 1.0),
+    "repetition_penalty": (1, 1.0),
+    "encoder_repetition_penalty": (1, 1.0),
+    "no_repeat_ngram_size": (0,),
+    "encoder_no_repeat_ngram_size": (0,),
+    "min_length": (0,),
+    "min_new_tokens": (0,),
+    "bad_words_ids": ([],),
+    "suppress_tokens": ([],),
+    "begin_suppress_tokens": ([],),
+    "sequence_bias": ([], {}),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "exponential_decay_length_penalty": (),
+}
+"""Options of transformers' ``generate`` that work on the logits, and with what value, beside None, they do nothing."""
+
+
+def never_said(vlm: VLM) -> set[int]:
+    """The tokens that the checkpoint suppresses, and the placeholder of a picture, which is part of no caption."""
+    own: set[int] = set(getattr(generator(vlm).generation_config, "suppress_tokens", None) or ())
+    return own if vlm.image_token_id is None else own | {vlm.image_token_id}
 
 
 def changes_logits(vlm: VLM) -> list[str]:
     """The options of ``generate`` that the checkpoint brings along and that change logits before a token is chosen."""
     settings = generator(vlm).generation_config
-    return [name for name in _CHANGES_LOGITS if (value := getattr(settings, name, None)) and value != 1]
+    given = {name: getattr(settings, name, None) for name in _NEUTRAL}
+    given["suppress_tokens"] = sorted(never_said(vlm) - {vlm.image_token_id})
+    return [name for name, value in given.items() if value is not None and value not in _NEUTRAL[name]]
 
 
 def decoder_start(vlm: VLM) -> list[int]:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mmneurons.vlm.decoding import never_said
 from mmneurons.vlm.model import VLM
 
 __all__ = ["kl", "likeliest"]
@@ -24,7 +25,8 @@ def kl(
 
 
 def likeliest(vlm: VLM, logits: Float[Tensor, "steps vocabulary"]) -> Int[Tensor, "steps"]:
-    """The most likely token of every step; a placeholder for a picture is never said."""
-    if vlm.image_token_id is not None and vlm.image_token_id < logits.shape[1]:
-        logits = logits.index_fill(1, torch.tensor([vlm.image_token_id], device=logits.device), -torch.inf)
+    """The most likely token of every step that can be said: see ``never_said``."""
+    silent = [token for token in sorted(never_said(vlm)) if token < logits.shape[1]]
+    if silent:
+        logits = logits.index_fill(1, torch.tensor(silent, device=logits.device), -torch.inf)
     return logits.argmax(-1)
