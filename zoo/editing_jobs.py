@@ -50,9 +50,9 @@ SWEPT: Mapping[str, tuple[tuple[str, Mapping[str, object]], ...]] = {
     ),
     "refined": (
         ("refined", {}),
-        *(("refined", {"keep": value}) for value in (1.0, 20.0)),
-        ("refined", {"rate": 0.003}),
-        ("refined", {"margin": 8.0}),
+        ("refined", {"rate": 0.01}),
+        *(("refined", {"rate": 0.01, "keep": value}) for value in (1.0, 20.0)),
+        ("refined", {"rate": 0.01, "margin": 8.0}),
     ),
     "learned": (
         ("learned", {}),
