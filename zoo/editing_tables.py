@@ -201,14 +201,14 @@ def _within(groups: Mapping[str, Sequence[Row]], pairs: Container[tuple[str, str
 def _compared(rows: Sequence[Row], kind: str) -> list[dict[str, list[Row]]]:
     """What was measured of a kind beside the default, on the pairs that all have.
 
-    What has less than a third of the pairs that others have would leave the others with as few: it stands alone.
+    What has less than half of the pairs that others have would leave the others with as few: it stands alone.
     """
     found = _named(rows, kind)
     if not found:
         return []
     usual = {f"{name} (default)": own for name, own in _named(rows, "swap").items()}
     most = max(len(own) for own in found.values())
-    wide = {name: own for name, own in found.items() if 3 * len(own) >= most}
+    wide = {name: own for name, own in found.items() if 2 * len(own) >= most}
     tried = [wide, *({name: own} for name, own in found.items() if name not in wide)]
     together = [usual | groups for groups in tried]
     return [_within(groups, pairs) for groups in together if (pairs := _pairs(groups))]
@@ -231,9 +231,9 @@ def _page(rows: Sequence[Row], folder: Path) -> list[str]:
             heading = f"## {title}, on the same pairs of words" if not number else f"### {[*own][-1]}, on fewer"
             lines += [heading, "", *_table(own), ""]
     swept = {
-        kind: _within(own, _pairs(own))
+        kind: _within(own, pairs)
         for kind in dict.fromkeys(row["kind"] for row in rows)
-        if kind.startswith(SWEEP) and (own := _named(rows, kind))
+        if kind.startswith(SWEEP) and (own := _named(rows, kind)) and (pairs := _pairs(own))
     }
     for kind, shown in swept.items():
         lines += [f"## What was tried of {kind.removeprefix(SWEEP)}", "", *_table(shown), ""]
