@@ -4,9 +4,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from mmneurons.errors import RunError
-
-__all__ = ["check_out_folder", "is_half", "why_unwritable", "write_whole"]
+__all__ = ["is_half", "why_unwritable", "write_whole"]
 
 _HALF = ".mmneurons."
 
@@ -36,18 +34,6 @@ def write_whole(path: Path, content: bytes) -> None:
 def is_half(path: Path) -> bool:
     """Whether a file is what ``write_whole`` was writing when something killed it."""
     return path.name.startswith(_HALF)
-
-
-def check_out_folder(folder: Path) -> None:
-    """See that files can be written into a folder, which may not be there yet. Nothing is made.
-
-    Raises:
-        RunError: it is a file, or cannot be written to.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{str(folder)!r} is a file. Choose another folder with --out.")
-    if why := why_unwritable(folder):
-        raise RunError(f"Nothing could be written to {str(folder)!r}: {why}. Choose another folder with --out.")
 
 
 def why_unwritable(path: Path) -> str:

@@ -801,7 +801,7 @@ def test_what_is_added_follows_activations_that_are_changed(layout, chunk, monke
     made = Studied(layout)
     edits = [made.edit(1), made.edit(2)]
     expected = [reference(layout, edits, neurons) for neurons in ((), edits[0].neurons)]
-    monkeypatch.setattr(stack, "_weight", lambda vlm, site: None)
+    monkeypatch.setattr(stack, "writable", lambda vlm, site: None)
     monkeypatch.setattr(stack, "_CHUNK", chunk)
     with applied(made.vlm, edits[0]), applied(made.vlm, edits[1]):
         assert not made.changed()

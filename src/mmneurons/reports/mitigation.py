@@ -15,9 +15,10 @@ from mmneurons.measures.figures import Figure
 from mmneurons.mitigation.proof import ENOUGH, Change, Line
 from mmneurons.mitigation.survey import Survey
 from mmneurons.mitigation.words import Mitigation
+from mmneurons.reports.out_folder import check_out_folder
 from mmneurons.reports.texts import cell, count_of, plain
 from mmneurons.vlm.model import VLM
-from mmneurons.whole_files import check_out_folder, write_whole
+from mmneurons.whole_files import write_whole
 
 __all__ = [
     "SIGNATURE",

@@ -12,9 +12,10 @@ from mmneurons.edits.edit import Edit
 from mmneurons.engines.proving import Proof
 from mmneurons.errors import RunError
 from mmneurons.measures.edit_quality import Figure, Quality
+from mmneurons.reports.out_folder import check_out_folder
 from mmneurons.reports.texts import cell, plain
 from mmneurons.reports.unfinished_proof import UNFINISHED
-from mmneurons.whole_files import check_out_folder, is_half, write_whole
+from mmneurons.whole_files import is_half, write_whole
 
 __all__ = ["check_proof_folder", "write_proof"]
 
