@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Int
@@ -69,9 +69,16 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
 """Options of transformers' ``generate`` that work on the logits, and with what value, beside None, they do nothing."""
 
 
-def never_said(vlm: VLM) -> set[int]:
-    """The tokens that the checkpoint suppresses, and the placeholder of a picture, which is part of no caption."""
-    own: set[int] = set(getattr(generator(vlm).generation_config, "suppress_tokens", None) or ())
+def never_said(vlm: VLM, suppressed: Iterable[int] | None = None) -> set[int]:
+    """The tokens that are suppressed, and the placeholder of a picture.
+
+    A placeholder that was generated would be taken for a part of the picture when the caption is fed again.
+
+    Args:
+        vlm: the model.
+        suppressed: what is suppressed instead of what the checkpoint suppresses, where it is anything.
+    """
+    own = set(suppressed or getattr(generator(vlm).generation_config, "suppress_tokens", None) or ())
     return own if vlm.image_token_id is None else own | {vlm.image_token_id}
 
 

@@ -22,7 +22,15 @@ from torch import Tensor, nn
 from mmneurons.errors import OptionError, RecordingError
 from mmneurons.vlm.anatomy import Gate, Norm, WriteSite
 from mmneurons.vlm.changes import emitting, heard_activations
-from mmneurons.vlm.decoding import decoder_start, family_of, forced_inputs, generator, image_positions, prompt_length
+from mmneurons.vlm.decoding import (
+    decoder_start,
+    family_of,
+    forced_inputs,
+    generator,
+    image_positions,
+    never_said,
+    prompt_length,
+)
 from mmneurons.vlm.hooks import Listener, evaluating, hooked, listening
 from mmneurons.vlm.inputs import Request, collate
 from mmneurons.vlm.model import VLM
@@ -497,11 +505,7 @@ def _generate(
 ) -> Any:  # noqa: ANN401
     # what generate returns depends on its options in a way that types do not tell
     model: Any = vlm.model
-    settings = generator(vlm).generation_config
-    silent: set[int] = set(options.get("suppress_tokens") or getattr(settings, "suppress_tokens", None) or ())
-    if vlm.image_token_id is not None:
-        # a generated placeholder would be taken for a part of the picture when the caption is fed again
-        silent.add(vlm.image_token_id)
+    silent = never_said(vlm, options.get("suppress_tokens"))
     options = {**options, "suppress_tokens": sorted(silent) or None}
     if not options["do_sample"]:
         options |= {"temperature": None, "top_p": None, "top_k": None} | options
