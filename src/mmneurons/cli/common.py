@@ -220,25 +220,11 @@ def pictures_of(
         SourceError: a name stands for nothing.
         PictureError: none of them can be read.
     """
-    from mmneurons.errors import PictureError
     from mmneurons.sources import gather
-    from mmneurons.vlm.inputs import check_sides
-    from mmneurons.vlm.pictures import decode_picture
+    from mmneurons.sources.readable import readable
 
-    pictures: dict[str, Image.Image] = {}
-    wrong: PictureError | None = None
-    for item in gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed):
-        try:
-            picture = decode_picture(item.read(), item.source)
-            check_sides(picture, repr(item.source))
-        except PictureError as error:
-            wrong = error
-            output.skipped(item.source, error)
-        else:
-            pictures[item.source] = picture
-    if not pictures and wrong is not None:
-        raise wrong
-    return pictures
+    items = gather(inputs, images=images, column=column, limit=limit, sample=sample, seed=seed)
+    return {item.source: picture for item, picture in readable(items, output.skipped, needed=True)}
 
 
 def typed(arguments: Sequence[str]) -> str:

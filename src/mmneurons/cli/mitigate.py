@@ -311,18 +311,11 @@ def hallucination(
 
 def _readable(items: Sequence[Item], output: Output) -> Iterator[tuple[Item, Image.Image]]:
     """Pictures as they are needed, each once: a copy must not be learned from and measured on."""
-    from mmneurons.errors import PictureError
-    from mmneurons.vlm.inputs import check_sides
-    from mmneurons.vlm.pictures import decode_picture, pixel_digest
+    from mmneurons.sources.readable import readable
+    from mmneurons.vlm.pictures import pixel_digest
 
     met: set[str] = set()
-    for item in items:
-        try:
-            picture = decode_picture(item.read(), item.source)
-            check_sides(picture, repr(item.source))
-        except PictureError as error:
-            output.skipped(item.source, error)
-            continue
+    for item, picture in readable(items, output.skipped):
         if (own := pixel_digest(picture)) not in met:
             met.add(own)
             yield item, picture

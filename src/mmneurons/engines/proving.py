@@ -15,7 +15,7 @@ from mmneurons.edits.make import edit as make_edit
 from mmneurons.edits.methods import METHODS
 from mmneurons.edits.stack import check_fits
 from mmneurons.edits.task import Swap, says
-from mmneurons.errors import MMNeuronsError, OptionError, PictureError, RecordingError
+from mmneurons.errors import MMNeuronsError, OptionError, RecordingError
 from mmneurons.measures.edit_hallucination import ask_pope
 from mmneurons.measures.edit_outcome import Pool, as_edits, lean, swap_of
 from mmneurons.measures.edit_quality import Quality, edit_quality
@@ -27,9 +27,10 @@ from mmneurons.measures.truth import BUNDLED, Truth, matched
 from mmneurons.recordings import MAX_NEW_TOKENS, batches, record_pictures
 from mmneurons.sources import gather
 from mmneurons.sources.item import Item
-from mmneurons.vlm.inputs import PREFIX, PROMPT, check_sides
+from mmneurons.sources.readable import Skipped, readable
+from mmneurons.vlm.inputs import PREFIX, PROMPT
 from mmneurons.vlm.model import VLM
-from mmneurons.vlm.pictures import decode_picture, pixel_digest
+from mmneurons.vlm.pictures import pixel_digest
 from mmneurons.vlm.recording import Recording
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Proof:
     notes: tuple[str, ...]
 
 
-def read_pictures(items: Sequence[Item], skipped: Callable[[str, PictureError], None] | None = None) -> list[Picture]:
+def read_pictures(items: Sequence[Item], skipped: Skipped | None = None) -> list[Picture]:
     """Read what was listed; a picture that is listed twice under two names is taken once.
 
     Args:
@@ -150,22 +151,10 @@ def read_pictures(items: Sequence[Item], skipped: Callable[[str, PictureError], 
         PictureError: one cannot be read, or none of them.
     """
     found: dict[str, Picture] = {}
-    wrong: PictureError | None = None
-    for item in items:
-        try:
-            image = decode_picture(item.read(), item.source)
-            check_sides(image, repr(item.source))
-        except PictureError as error:
-            if skipped is None:
-                raise
-            wrong = error
-            skipped(item.source, error)
-            continue
+    for item, image in readable(items, skipped, needed=True):
         own = pixel_digest(image)
         if own not in found:
             found[own] = Picture(item.source, image, own)
-    if not found and wrong is not None:
-        raise wrong
     return list(found.values())
 
 
