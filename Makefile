@@ -13,7 +13,7 @@ demo: $(VENV)/demo.stamp
 	$(VENV)/bin/mmn demo
 
 test: $(VENV)/dev.stamp browser
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/dev.stamp
 	$(RUN) -m ruff check

@@ -28,11 +28,17 @@ def pytest_configure(config):
     config.stash[OUTCOMES] = {}
 
 
+def _asked(item) -> tuple[str, object]:
+    """A test's name, and the family that it is about."""
+    callspec = getattr(item, "callspec", None)
+    return getattr(item, "originalname", None) or item.name, callspec and callspec.params.get("case")
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
-    shows = SHOWS.get(getattr(item, "originalname", None) or item.name)
-    name = getattr(item, "callspec", None) and item.callspec.params.get("case")
+    test, name = _asked(item)
+    shows = SHOWS.get(test)
     if shows is None or name not in FAMILIES or (report.when != "call" and report.outcome == "passed"):
         return
     item.config.stash[OUTCOMES].setdefault((name, shows), []).append(report.outcome)
@@ -42,3 +48,14 @@ def pytest_runtest_makereport(item, call):
 def outcomes(request):
     """By family and property the outcomes of the tests that have run."""
     return request.config.stash[OUTCOMES]
+
+
+@pytest.fixture
+def whole(request, outcomes):
+    """Whether all tests that show something were asked for, of all families; all must have run in this process then."""
+    asked = [_asked(item) for item in request.session.items]
+    if not ({test for test, _ in asked} >= set(SHOWS) and {name for _, name in asked} >= set(FAMILIES)):
+        return False
+    names, shown = map(set, zip(*outcomes, strict=True))
+    assert (names, shown) == (set(FAMILIES), set(SHOWS.values())), "pytest -n needs --dist loadgroup"
+    return True
