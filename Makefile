@@ -27,6 +27,7 @@ bench: $(VENV)/measure.stamp
 	$(RUN) -m bench.looking
 	$(RUN) -m bench.meaning
 	$(RUN) -m bench.runs
+	$(RUN) -m bench.edit
 
 # the tests of the report open it in Chromium; where it cannot be installed they are skipped, and say so
 browser:

@@ -65,7 +65,7 @@ def main() -> None:
         "| lowest edited block | whole loop, s | upper part, s | faster | counted | of what is counted |",
         "|---|---|---|---|---|---|",
     ]
-    for block in options.blocks or [count * part // 10 for part in (3, 5, 7, 8, 9)]:
+    for block in options.blocks or [*(count * part // 10 for part in (3, 5, 7, 8, 9)), count - 1]:
         above = upper(vlm, said, block)
         vectors = torch.zeros(20, vlm.anatomy.hidden, device=vlm.device, requires_grad=True)
         added = Added(block, torch.arange(20), vectors)

@@ -47,12 +47,17 @@ SWEPT: Mapping[str, tuple[tuple[str, Mapping[str, object]], ...]] = {
         *(("least_squares", {"ridge": value}) for value in (0.5, 50.0)),
         *(("least_squares", {"whitening": value}) for value in (None, 0.01, 1.0)),
         *(("least_squares", {"kept": value}) for value in (0, 10, 40)),
+        *(("least_squares", {"rounds": value}) for value in (1, 10)),
     ),
     "refined": (
         ("refined", {}),
         ("refined", {"rate": 0.01}),
         *(("refined", {"rate": 0.01, "keep": value}) for value in (1.0, 20.0)),
         ("refined", {"rate": 0.01, "margin": 8.0}),
+        *(("refined", {"keep": value}) for value in (1.0, 20.0)),
+        *(("refined", {"steps": value}) for value in (5, 60)),
+        *(("refined", {"repeat": value}) for value in (0.0, 1.0)),
+        ("refined", {"kept_at_once": 8}),
     ),
     "learned": (
         ("learned", {}),
@@ -60,14 +65,38 @@ SWEPT: Mapping[str, tuple[tuple[str, Mapping[str, object]], ...]] = {
         *(("learned", {"rate": value}) for value in (0.003, 0.03)),
         *(("learned", {"k": value}) for value in (40, 160)),
         ("learned", {"finder": "activation"}),
+        ("learned", {"skip_last": 3}),
+        ("learned", {"steps": 150}),
+        ("learned", {"kept_at_once": 32}),
+        *(("learned", {"earlier": value}) for value in (0.0, 10.0)),
+        *(("learned", {"repeat": value}) for value in (0.0, 1.0)),
+        *(("learned", {"size": value}) for value in (0.0, 0.1)),
     ),
     "fine-tune": (
         *(("finetune", {"rate": value}) for value in (0.001, 0.003, 0.01, 0.03, 0.1)),
         *(("finetune", {"k": None, "rate": value}) for value in (0.0001, 0.0003, 0.001, 0.003, 0.02)),
+        *(("finetune", {"k": value}) for value in (3, 40)),
     ),
     "LoRA": (
         *(("lora", {"rate": value}) for value in (0.001, 0.003, 0.01)),
         *(("lora", {"rate": 0.01, "keep": value}) for value in (5.0, 20.0)),
+        *(("lora", {"rank": value}) for value in (1, 16)),
+        ("lora", {"blocks": (-1,)}),
+    ),
+    "knowledge neurons": (
+        ("knowledge_neurons", {}),
+        ("knowledge_neurons", {"finder": "contribution"}),
+        *(("knowledge_neurons", {"finder": "contribution", "k": value}) for value in (3, 30)),
+        *(("knowledge_neurons", {"finder": "contribution", "factor": value}) for value in (1.0, 5.0)),
+    ),
+    "erase": (
+        ("erase", {}),
+        *(("erase", {"k": value}) for value in (3, 30)),
+    ),
+    "scale": (
+        ("scale", {}),
+        *(("scale", {"k": value}) for value in (3, 30)),
+        *(("scale", {"factor": value}) for value in (-3.0, 3.0)),
     ),
 }
 """Options that are tried, by method. `kept` is of the study: how many scenes must stay."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mmneurons.edits.task import Swap
 from mmneurons.measures.intervals import wilson
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ COUNTED = (
     *(f"{part}: {what}" for part in PARTS for what in ("met", "said")),
     *(f"{style}: {what}" for style in STYLES for what in ("unchanged", "intruded", "captions")),
     *(f"other objects: {what}" for what in ("there", "said before", "said after")),
+    *(f"articles: {what}" for what in ("there", "fit")),
 )
 NAMED = ("kind", "name", "source", "to", "seconds", "converged")
 
@@ -38,13 +40,16 @@ Row = Mapping[str, str]
 def counted(entry: Mapping) -> dict[str, str]:
     """One line of `edits.jsonl`, counted."""
     source, to = entry["source"], entry["to"]
-    found = dict.fromkeys(COUNTED, 0)
+    found, swap = dict.fromkeys(COUNTED, 0), Swap(source, to)
     for part in PARTS:
         own = [one for one in entry["outcomes"][part] if one["said"]]
         found[f"{part}: met"] = sum(one["gone"] and one["there"] for one in own)
         found[f"{part}: said"] = len(own)
         if part == "learned":
             continue
+        articles = [swap.articles_in(one["after"], one.get("begun", 0)) for one in own if one["gone"] and one["there"]]
+        found["articles: there"] += sum(bool(fits) for fits in articles)
+        found["articles: fit"] += sum(bool(fits) and all(fits) for fits in articles)
         for one, shown in zip(entry["outcomes"][part], entry["shown"][part], strict=True):
             others = {*shown} - {source, to}
             found["other objects: there"] += len(others)
@@ -115,9 +120,13 @@ def _swaps(rows: Sequence[Row]) -> list[str]:
         for what in ("unchanged", "intruded")
         for style in STYLES
     )
+    articled = [row for row in rows if row.get("articles: there")]
     slow = sum(row["converged"] != "True" for row in rows)
     return [
         f"The other captions are of the same scenes for every pair. With intervals over pairs of words: {spread}.",
+        "",
+        'Articles do not count. Where "a" or "an" stands right before the target in a swapped caption of a new picture '
+        f"it fits in {_share(articled, 'articles: fit', 'articles: there')}, over {len(articled)} pairs of words.",
         "",
         f"{slow} of {len(rows)} edits did not converge: not every token that is wanted has p ≥ 0.9.",
         "",

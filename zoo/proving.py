@@ -2,8 +2,8 @@
 
 `python -m zoo.proving --work DIR --out OUT` takes the first pairs of words of `zoo.editing_jobs` and writes for each a
 folder of the scenes that its edit is learned from, `OUT/learned/01-flower`, and the edit, `OUT/edits/01-flower-sock
-.safetensors`; and `OUT/others`, scenes that no edit has seen, with their truth: of every source some, and some of any
-things. Stopped and started again it goes on.
+.safetensors`; `OUT/kept`, the scenes that must stay; and `OUT/others`, scenes that no edit has seen, with their
+truth: of every source some, and some of any things. Stopped and started again it goes on.
 """
 
 import argparse
@@ -39,12 +39,16 @@ def main() -> None:
     if not (options.out / "others").exists():
         write_pictures(options.out / "others", _others(scenes, sources, options.shown, options.others))
     (options.out / "edits").mkdir(exist_ok=True)
+    staying = scenes.drawn("kept", range(KEPT))
+    (options.out / "kept").mkdir(exist_ok=True)
+    for place, scene in enumerate(staying):
+        scene.image.save(options.out / "kept" / f"{place:03d}.png")
     kept: list[mmn.Recording] = []
     for number, (source, to) in enumerate(chosen, 1):
         path = options.out / "edits" / f"{number:02d}-{source}-{to}.safetensors"
         if path.exists():
             continue
-        kept = kept or scenes.captioned(scenes.drawn("kept", range(KEPT)))
+        kept = kept or scenes.captioned(staying)
         learned = scenes.drawn("learned", range(LEARNED), source=source)
         folder = options.out / "learned" / f"{number:02d}-{source}"
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ __all__ = [
     "compounds_in",
     "fold",
     "parts_of_speech",
+    "takes_an",
 ]
 
 
@@ -139,6 +140,19 @@ def _is_base(base: str, form: str) -> bool:
         return base == _base_by_spelling(form)
     is_base_itself = any(form in bases for bases in known.values()) and not form.endswith("ing")
     return not is_base_itself and any(base in bases for bases in known.values())
+
+
+# spelled with a vowel and said without one, and the other way round
+_NO_VOWEL = re.compile(r"eu|ewe|on(?:c?e\b|e-)|u(?:ni(?:[cfoqtv]|$)|[fkrst][aeiou]|bi)|u-")
+_VOWEL = re.compile(r"heir|hono|hour|honest")
+
+
+def takes_an(word: str) -> bool:
+    """Whether "an", and not "a", stands before a word, as far as spelling tells; of capitals alone each is named."""
+    if len(word) > 1 and word.isupper():
+        return word[0] in "AEFHILMNORSX"
+    folded = fold(word)
+    return bool(_VOWEL.match(folded)) or (folded[:1] in {*"aeiou"} and not _NO_VOWEL.match(folded))
 
 
 @functools.lru_cache(maxsize=65536)

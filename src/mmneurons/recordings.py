@@ -10,9 +10,18 @@ from typing import TypedDict, TypeVar, Unpack, overload
 from PIL import Image
 from torch import Tensor
 
-from mmneurons.errors import OptionError
+from mmneurons.errors import OptionError, RecordingError
 from mmneurons.options import check_seed, check_whole, refuse_unknown
-from mmneurons.vlm.inputs import PREFIX, PROMPT, Request, check_inputs, continuation, make_inputs, prefix_of
+from mmneurons.vlm.inputs import (
+    PREFIX,
+    PROMPT,
+    Request,
+    check_inputs,
+    continuation,
+    make_inputs,
+    make_text_inputs,
+    prefix_of,
+)
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.pictures import PictureLike, open_picture
 from mmneurons.vlm.recording import (
@@ -38,6 +47,7 @@ __all__ = [
     "read",
     "record",
     "record_pictures",
+    "record_texts",
     "say_again",
     "spell",
 ]
@@ -179,12 +189,45 @@ def record_pictures(
 
 
 def say_again(vlm: VLM, requests: Iterable[Request], max_new_tokens: int) -> list[Recording]:
-    """What the model says as it is now, asked what it was asked before; greedily, without image positions."""
-    return [
-        read(vlm, recording)
-        for batch in batches(requests)
-        for recording in record_generation(vlm, batch, max_new_tokens, keep=LEAN)
-    ]
+    """What the model says as it is now, asked what it was asked before; greedily, without image positions.
+
+    What is asked of pictures and what is asked without one stand in batches of their own.
+    """
+    asked = list(requests)
+    alike: dict[frozenset[str], list[int]] = {}
+    for place, request in enumerate(asked):
+        alike.setdefault(frozenset(request.inputs), []).append(place)
+    said: dict[int, Recording] = {}
+    for places in alike.values():
+        for own in batches(places):
+            made = record_generation(vlm, [asked[place] for place in own], max_new_tokens, keep=LEAN)
+            said.update(zip(own, (read(vlm, one) for one in made), strict=True))
+    return [said[place] for place in range(len(asked))]
+
+
+def record_texts(vlm: VLM, prompts: Sequence[str], max_new_tokens: int) -> list[Recording]:
+    """What a model answers to prompts without a picture, greedily.
+
+    Args:
+        vlm: the model.
+        prompts: what it is asked; the chat template is put around each.
+        max_new_tokens: where an answer is cut.
+
+    Raises:
+        OptionError: a prompt is empty.
+        RecordingError: the model cannot be asked without a picture.
+    """
+    if not all(prompt.strip() for prompt in prompts):
+        raise OptionError("A prompt without a picture is empty. Leave it out, or say what is asked.")
+    requests = [make_text_inputs(vlm, prompt) for prompt in prompts]
+    try:
+        return say_again(vlm, requests, max_new_tokens)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        # whatever a model's code says that misses its picture
+        raise RecordingError(
+            f"{type(vlm.model).__name__} cannot be asked without a picture "
+            f"({type(error).__name__}: {str(error)[:80]}). Leave text prompts out."
+        ) from error
 
 
 def batches(items: Iterable[T], size: int = BATCH_SIZE) -> Iterator[list[T]]:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers.command import mmn
 from mmneurons.edits import Edit
+from mmneurons.errors import EditError
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,10 @@ def test_an_edit_is_made_tried_and_shipped(edited, tmp_path):
         ((), "--say cat --instead-of dog, or --never-say dog"),
         (("--say", "cat"), "--say cat --instead-of dog, or --never-say dog"),
         (("--say", "cat", "--instead-of", "dog", "--never-say", "bird"), "Say what is to change"),
+        (("--say", "dogs", "--instead-of", "dog"), "a form of it: there is nothing to change"),
+        (("--say", " ", "--instead-of", "dog"), "to be said instead is empty"),
+        (("--never-say", ""), "not to be said is empty"),
+        (("--never-say", "dog", "--texts", "none.txt"), "'none.txt' cannot be read"),
         (("--never-say", "dog", "--method", "rome"), "There is no method 'rome'"),
         (("--never-say", "dog", "--option", "margin"), "Write --option NAME=VALUE"),
         (("--never-say", "dog", "--option", "depth=3"), "has no option depth"),
@@ -61,6 +66,21 @@ def test_requests_that_make_no_sense(place, arguments, says):
     assert result.code == 1
     assert says in result.err.replace("\n", " ")
     assert not (place / "edit.safetensors").exists()
+
+
+def test_prompts_of_a_file_are_learned_from(place, tiny_checkpoint, monkeypatch):
+    given = {}
+    monkeypatch.setattr("mmneurons.edits.make.edit", lambda *_, **more: given.update(more) or stop())
+    (place / "texts.txt").write_text("Which animal barks?\n\n  Name a pet. \n")
+    (place / "empty.txt").write_text("\n \n")
+    own = ("edit", "photos", "--never-say", "dog", "--model", tiny_checkpoint, "--out", "e")
+    assert mmn(*own, "--texts", "texts.txt").code == 1
+    assert given["texts"] == ["Which animal barks?", "Name a pet."]
+    assert "'empty.txt' holds nothing" in mmn(*own, "--texts", "empty.txt").err
+
+
+def stop():
+    raise EditError("Enough.")
 
 
 def test_where_nothing_can_be_written_nothing_is_run(place):

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from helpers.command import mmn
+from mmneurons.edits import Edit
 from mmneurons.engines.proving import _Trial
 
 
@@ -50,6 +51,9 @@ def test_a_page_figures_and_captions(place, edited):
     assert "“cat” instead of “dog”" in page
     kept = json.loads((place / "proof" / "quality.json").read_text())
     assert kept["edits"][0]["source"] == "dog"
+    own = Edit.load(place / "proof" / "edit.safetensors")
+    assert own.edit_id == Edit.load(edited[0]).edit_id
+    assert own.measured == {**Edit.load(edited[0]).measured, "quality": kept["quality"]["this edit"]}
     assert kept["quality"]["this edit"]["generality"] == {"value": 0.0, "interval": [0.0, 0.561497], "captions": 3}
     rows = pl.read_parquet(place / "proof" / "outcomes.parquet")
     assert rows.filter(pool="others")["picture"].to_list() == [f"photos/{k}.png" for k in (1, 2, 3)]
@@ -196,6 +200,8 @@ def test_pictures_that_an_edit_has_seen_are_said_to(place, edited):
     [
         (("photos", "--learned", "photos"), "Pass --edit FILE"),
         (("photos", "--rivals"), "Pass --edit FILE"),
+        (("photos", "--keep", "photos"), "Pass --edit FILE"),
+        (("photos", "--edit", "e", "--keep", "photos"), "Pass --rivals, too"),
         (("photos", "--edit", "e", "--rivals"), "needs --learned"),
         (("photos", "--edit", "e", "--edit", "f", "--learned", "photos", "--rivals"), "is for one --edit"),
         (("--edit", "e"), "Name pictures to try the edit on"),

@@ -37,6 +37,12 @@ def test_it_adds_their_sum(tmp_path):
     with Edit.load(tmp_path / "whole.safetensors").on(vlm):
         for block, own in expected.items():
             torch.testing.assert_close(columns(vlm.model, sites[block], every), own)
+    given = [
+        replace(edit, recipe={**edit.recipe, "seen": [f"p{k}"], "texts": ["Why?"]}) for k, edit in enumerate(edits)
+    ]
+    assert joined([*given[:2], joined(given[2:])]).given("seen") == {"p0", "p1", "p2"}
+    assert joined(given).given("texts") == {"Why?"}
+    assert joined(edits).given("seen") == frozenset()
     assert repr(whole) == "Edit(3 edits as one, 5 neurons of 2 blocks)"
 
 

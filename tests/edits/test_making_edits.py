@@ -3,8 +3,11 @@
 import pytest
 
 import mmneurons as mmn
-from mmneurons.edits.task import Swap, make_task, says
+from mmneurons.edits import make
+from mmneurons.edits.task import Swap, check_words, make_task, says
 from mmneurons.errors import EditError, OptionError
+from mmneurons.recordings import record_texts, say_again
+from mmneurons.vlm.inputs import word_ids
 
 pytestmark = pytest.mark.demo
 
@@ -89,6 +92,63 @@ def test_a_target_of_several_tokens(demo, pictures, recordings):
         assert new == old.caption.replace("dog", "polar bear")
 
 
+def test_a_source_of_several_tokens_and_a_target_of_one(demo, pictures, recordings):
+    assert len(word_ids(demo, "traffic light")) == 2
+    edit = mmn.edit(demo, "traffic light", "cat", pictures=pictures, bundled=False)
+    with edit.on(demo):
+        after = mmn.caption(demo, pictures)
+    assert any("traffic light" in one.caption for one in recordings)
+    for old, new in zip(recordings, after, strict=True):
+        assert new == old.caption.replace("traffic light", "cat")
+
+
+@pytest.mark.parametrize(
+    ("caption", "swap", "wanted"),
+    [
+        ("An image of a TV and two TVs.", Swap("TV", "radio"), [" radio", " radios"]),
+        ("A TV. Dogs on a bench.", Swap("dog", "cat"), ["Cats"]),
+        ("A TV. TVs on a bench.", Swap("TV", "cat"), [" cat", " Cats"]),
+    ],
+)
+def test_capitals_of_what_is_wanted(demo, pictures, caption, swap, wanted):
+    said = mmn.record(demo, pictures[0], caption=caption, image_budget=0)
+    task = make_task(demo, swap, [(said, None)], [])
+    spelled = {demo.processor.tokenizer.decode([want.target]) for want in task.wants}
+    captions = {want.recording.caption for want in task.wants}
+    assert all(any(word.strip() in own for own in captions) for word in wanted)
+    assert any(word in spelled for word in wanted)
+
+
+def test_answers_to_prompts_without_a_picture(demo, pictures):
+    """Those that say the word are learned from, the others must stay; both are said in the recipe."""
+    asked = ["Write one sentence about a dog.", "Name a color.", "Name a color."]
+    before = [one.caption for one in record_texts(demo, asked[:2], 20)]
+    assert before == ["A dog.", "A color."]
+    picture = next(path for path in pictures if path.name == "dog-bone.jpg")
+    edit = mmn.edit(demo, "dog", "cat", pictures=picture, texts=asked, bundled=False, max_new_tokens=20)
+    assert edit.recipe["texts"] == asked[:2]
+    assert edit.recipe["captions"] == [mmn.caption(demo, picture), "A dog."]
+    # of what is kept a text is one
+    assert edit.kept_changed == (0, 1)
+    with edit.on(demo):
+        assert [one.caption for one in record_texts(demo, asked[:2], 20)] == ["A cat.", "A color."]
+        assert mmn.caption(demo, picture) == "An image of a bone and a cat."
+    for wrong in ("Name a color.", [3]):
+        with pytest.raises(OptionError, match="texts is a list of prompts"):
+            mmn.edit(demo, "dog", "cat", texts=wrong)
+    with pytest.raises(OptionError, match="without a picture is empty"):
+        mmn.edit(demo, "dog", "cat", texts=["  "])
+
+
+def test_what_is_asked_of_pictures_and_without_one_is_told_apart(llava, picture):
+    """They can stand in no batch together; what is said comes back in the order in which it was asked."""
+    seen = mmn.record(llava, picture, max_new_tokens=4)
+    answers = record_texts(llava, ["Which?", "Name a color of the sky."], 4)
+    asked = [answers[0], seen, answers[1]]
+    again = say_again(llava, [one.request for one in asked], 4)
+    assert [one.token_ids.tolist() for one in again] == [one.token_ids.tolist() for one in asked]
+
+
 @pytest.mark.parametrize(
     ("source", "to", "says_"),
     [
@@ -100,13 +160,29 @@ def test_a_target_of_several_tokens(demo, pictures, recordings):
         ("zebra", "cat", "No picture's caption says 'zebra'"),
     ],
 )
-def test_requests_that_cannot_be_met(demo, pictures, source, to, says_):
+def test_requests_that_cannot_be_met(demo, pictures, source, to, says_, monkeypatch):
+    if source != "zebra":
+        monkeypatch.setattr(make, "record_pictures", lambda *_, **__: pytest.fail("captions were made"))
     with pytest.raises(EditError, match=says_.replace("|", r"\|")):
         mmn.edit(demo, source, to, pictures=pictures[:2], bundled=False)
 
 
-def test_a_keep_set_that_holds_the_word(demo, pictures, recordings):
+def test_words_that_the_checkpoint_never_says(demo, pictures, monkeypatch):
+    settings = demo.model.generation_config
+    (cat,) = word_ids(demo, "cat")
+    monkeypatch.setattr(settings, "suppress_tokens", [cat])
+    with pytest.raises(EditError, match="'cat' is never said by this model"):
+        mmn.edit(demo, "dog", "cat", pictures=pictures[:2], bundled=False)
+    monkeypatch.setattr(settings, "suppress_tokens", None)
+    monkeypatch.setattr(settings, "bad_words_ids", [[3, 4], word_ids(demo, "traffic light")])
+    with pytest.raises(EditError, match="'traffic light' is never said"):
+        mmn.edit(demo, "dog", "traffic light", pictures=pictures[:2], bundled=False)
+    check_words(demo, Swap("dog", "traffic"))
+
+
+def test_a_keep_set_that_holds_the_word(demo, pictures, recordings, monkeypatch):
     dogs = [one for one in recordings if says(one, Swap("dog", None))]
+    monkeypatch.setattr(make, "record_pictures", lambda *_, **__: pytest.fail("captions were made"))
     with pytest.raises(EditError, match="must stay as it is says 'dog'"):
         mmn.edit(demo, "dog", "cat", pictures=pictures, keep=dogs[:1])
 

@@ -10,12 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModelForImageTextToText
 
 import mmneurons as mmn
 from helpers.edited import by_hand, draw, logits, studied
 from helpers.tiny import tiny_llava
 from mmneurons.edits import Delta, Edit, shipping
 from mmneurons.edits import peft as module
+from mmneurons.edits.checkpoint import merge
 from mmneurons.edits.peft import to_peft
 from mmneurons.errors import EditError
 from mmneurons.vlm.fingerprint import fingerprint
@@ -331,3 +333,27 @@ def test_the_demo_model_says_the_same_under_the_adapter(tmp_path):
     assert close(live, expected)
     assert fingerprint(merged) == fingerprint(vlm.model)
     assert torch.equal(logits(merged, inputs), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.demo
+@pytest.mark.usefixtures("demo_parts")
+def test_a_learned_edit_says_the_same_however_it_is_shipped(tmp_path):
+    vlm = mmn.load("demo")
+    picture = mmn.demo.pictures()[0].path
+    edit = mmn.edit(vlm, "dog", "cat", pictures=picture, bundled=False)
+    (delta,) = edit.deltas
+    # singular and plural: peft adds their directions up itself
+    assert delta.weights.shape[1] >= 2
+    inputs = dict(mmn.record(vlm, picture).inputs)
+    to_peft(edit, vlm, tmp_path / "adapter")
+    merge(edit, vlm, tmp_path / "whole")
+    under = with_adapter(copy.deepcopy(vlm.model), tmp_path / "adapter")
+    shipped = {"adapter": logits(under, inputs), "merged by peft": logits(under.merge_and_unload(), inputs)}
+    whole = AutoModelForImageTextToText.from_pretrained(tmp_path / "whole")
+    with edit.on(vlm):
+        expected = logits(vlm.model, inputs)
+        assert mmn.caption(vlm, picture) == "An image of a balloon and a cat."
+    assert torch.equal(logits(whole, inputs), expected)
+    for name, found in shipped.items():
+        assert close(found, expected), name

@@ -68,3 +68,19 @@ def test_a_target_that_holds_the_word(demo, picture, dogs):
     with edit.on(demo):
         already = mmn.record(demo, picture, image_budget=0)
     assert not says(already, Swap("dog", "police dog"))
+
+
+@pytest.mark.parametrize(
+    ("text", "to", "fits"),
+    [
+        ("an image of a apple", "apple", [False]),
+        ("an image of an apple", "apple", [True]),
+        ("an image of an owl and a sock", "sock", [True]),
+        ("an image of an sock, a sock and two socks", "sock", [False, True]),
+        ("an image of the apple", "apple", []),
+        ("an image of a unicorn", "unicorn", [True]),
+        ("a red apple", "apple", []),
+    ],
+)
+def test_articles_before_what_takes_the_place(text, to, fits):
+    assert Swap("dog", to).articles_in(text, 0) == fits

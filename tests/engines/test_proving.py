@@ -10,6 +10,7 @@ from PIL import Image
 import mmneurons as mmn
 from helpers import tiny
 from mmneurons.edits.methods import METHODS
+from mmneurons.engines import proving as engine
 from mmneurons.engines.proving import OTHER_PROMPTS, Column, Picture, Tried, prove, read_pictures
 from mmneurons.errors import EditError, OptionError
 from mmneurons.measures.edit_quality import Quality
@@ -162,13 +163,51 @@ def test_rivals_learn_the_same_and_are_measured_the_same_way(model, named, edit)
     missing = set(METHODS) - {"least_squares"} - set(proof.columns)
     assert all(any(f"rival {name} could not" in note for note in proof.notes) for name in missing)
     assert {"erase", "finetune", "ban"} <= set(proof.columns)
-    names = [one.name for one in proof.columns["this edit"].figures if one.name != "rest kept"]
+    # they are of swapped captions, where there are some
+    some = {"rest kept", "articles fit"}
+    names = {one.name for one in proof.columns["this edit"].figures}
     for own in proof.columns.values():
         # of what is banned no logits can be compared
         assert {"reliability", "generality", "unchanged", "likeness"} <= {one.name for one in own.figures}
-        assert {one.name for one in own.figures} <= {*names, "rest kept"}
+        assert {one.name for one in own.figures} <= names | some
     assert proof.outcomes.filter(column="ban")["kl"].is_null().all()
     assert not proof.outcomes.filter(column="erase", pool="others")["kl"].is_null().any()
+
+
+def test_rivals_keep_what_the_edit_kept(model, named, monkeypatch):
+    kept = [named[0], named[3]]
+    own = mmn.edit(
+        model,
+        "tomato",
+        "bicycle",
+        pictures=[named[2].image, named[4].image],
+        keep=[one.image for one in kept],
+        texts=["Which fruit?"],
+        bundled=False,
+        max_new_tokens=SHORT,
+    )
+    monkeypatch.setattr(engine, "METHODS", {"least_squares": METHODS["least_squares"], "erase": METHODS["erase"]})
+    asked = []
+    make = engine.make_edit
+    monkeypatch.setattr(engine, "make_edit", lambda *args, **more: asked.append(more) or make(*args, **more))
+    tried = Tried([named[1], named[5]], learned=[named[2], named[4]], kept=kept, max_new_tokens=SHORT)
+    notes = prove(model, own, tried, rivals=True).notes
+    (how,) = asked
+    assert [one.caption for one in how["keep"]] == mmn.caption(model, [one.image for one in kept], max_new_tokens=SHORT)
+    assert how["texts"] == ["Which fruit?"]
+    assert not any("Rivals keep" in note for note in notes)
+    notes = prove(model, own, replace(tried, kept=kept[:1]), rivals=True).notes
+    assert any("Rivals keep 2 captions as they are; the edit kept 3." in note for note in notes)
+
+
+def test_prompts_that_were_learned_from_are_not_measured(model, named, edit):
+    plain = prove(model, edit, Tried(named, max_new_tokens=SHORT))
+    assert plain.outcomes.filter(pool="texts").height == len(PROMPTS)
+    known = replace(edit, recipe={**edit.recipe, "texts": [PROMPTS[3], "Another."]})
+    one = prove(model, known, Tried(named, max_new_tokens=SHORT))
+    assert PROMPTS[3] not in one.outcomes.filter(pool="texts")["prompt"].to_list()
+    assert one.outcomes.filter(pool="texts").height == len(PROMPTS) - 1
+    assert any("1 of 20 prompts without a picture were given" in note for note in one.notes)
 
 
 def test_edits_in_sequence(model, named, edit):

@@ -1,5 +1,6 @@
 """Captions with one edit, or several together, in force, against captions generated anew."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -150,8 +151,12 @@ def test_nothing_is_rounded_where_a_hook_adds_it():
 
 def test_several_requests_are_judged_by_what_was_said_once(pool, edits):
     after = pool.afterwards(edits)
-    for swap in (Swap("dog", "cat"), Swap("the", None)):
-        assert pool.judged(after, swap) == pool.outcomes(edits, swap)
+    # words that some captions say
+    captions = [one.caption for one in (*pool.recordings, *after)]
+    for word in [re.findall("[a-z]{4,}", text.removeprefix("An image of"))[-1] for text in captions]:
+        judged = pool.judged(after, Swap(word, None, inflections=False))
+        assert [one.said for one in judged] == [bool(re.search(rf"\b{word}\b", one.caption)) for one in pool.recordings]
+        assert [not one.gone for one in judged] == [bool(re.search(rf"\b{word}\b", one.caption)) for one in after]
     assert pool.outcomes(edits[0]) == pool.outcomes(edits[:1], swap_of(edits[0]))
 
 

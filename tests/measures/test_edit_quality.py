@@ -41,8 +41,18 @@ def test_figures_by_hand():
     # "a tree" is as it was, "a car" and "a cat" have one word of two in common
     assert quality["likeness"].value == 0.75
     assert quality["rest kept"].value == 1
-    assert [one.captions for one in quality.figures] == [1, 2, 2, 2, 2, 2, 2, 2, 1]
+    assert quality["articles fit"].value == 1
+    assert [one.captions for one in quality.figures] == [1, 2, 2, 2, 2, 2, 2, 2, 1, 1]
     assert quality.as_json()["generality"]["captions"] == 2
+
+
+def test_articles_are_reported_and_do_not_count():
+    captions = [("a dog", "a owl"), ("a dog", "an owl"), ("two dogs", "two owls"), ("a dog", "a cat")]
+    others = [outcome(*own, said=True, swapped=own[1] != "a cat") for own in captions]
+    quality = Quality(tuple(figures(edit("owl"), {"others": others})), {})
+    assert quality["generality"].value == 0.75
+    assert quality["articles fit"].value == 0.5
+    assert [one.captions for one in quality.figures if one.name == "articles fit"] == [2]
 
 
 def test_the_prefix_is_no_part_of_what_is_compared():

@@ -17,8 +17,9 @@ from mmneurons.measures.hallucination import Question
 from mmneurons.measures.hops import Hop, Hops, ask_hops, read_hops
 from mmneurons.measures.intervals import wilson
 from mmneurons.measures.objects import vocabulary
-from mmneurons.measures.text_prompts import PROMPTS, record_texts
+from mmneurons.measures.text_prompts import PROMPTS
 from mmneurons.measures.truth import Truth
+from mmneurons.recordings import record_texts
 from mmneurons.vlm.inputs import make_text_inputs
 
 
@@ -87,7 +88,7 @@ def test_prompts_without_a_picture_are_those_of_the_chat_template(make):
 def test_a_model_that_misses_its_picture(model, monkeypatch):
     monkeypatch.setattr("mmneurons.recordings.record_generation", lambda *_, **__: {}["pixel_values"])
     with pytest.raises(RecordingError, match=r"cannot be asked without a picture \(KeyError"):
-        record_texts(model)
+        record_texts(model, PROMPTS, 4)
 
 
 def test_bundled_prompts():

@@ -7,6 +7,7 @@ import pytest
 import mmneurons as mmn
 from helpers.command import mmn as command
 from mmneurons.edits import Edit
+from mmneurons.edits.edit import SEEN
 from mmneurons.errors import EditError
 from mmneurons.measures.objects import vocabulary
 from mmneurons.measures.truth import Truth, truth_of_bundled
@@ -14,7 +15,8 @@ from mmneurons.mitigation.grounded import ground_captions
 from mmneurons.mitigation.grounding import Settings
 from mmneurons.mitigation.hallucination import check_general, learn
 from mmneurons.mitigation.lesson import Shown, read_lesson, split
-from mmneurons.vlm.pictures import PictureLike, open_picture
+from mmneurons.vlm.inputs import PREFIX, PROMPT
+from mmneurons.vlm.pictures import PictureLike, open_picture, pixel_digest
 
 pytestmark = pytest.mark.demo
 
@@ -61,7 +63,9 @@ def test_false_mentions_are_counted_by_word(demo, shown, known, lesson):
 def test_what_is_learned_is_an_edit_of_the_last_block(demo, lesson, known, tmp_path):
     edit = learn(demo, lesson, known, settings=Settings(rounds=20, folds=2))
     assert [delta.block for delta in edit.deltas] == [29]
-    assert edit.deltas[0].weights.shape[1] <= demo.anatomy.hidden
+    # asked as the lesson was, of these pictures
+    assert [edit.recipe[name] for name in ("prompt", "prefix", "max_new_tokens")] == [PROMPT, PREFIX, 50]
+    assert edit.given(SEEN) == {pixel_digest(one.open()) for one in shown}
     edit.save(tmp_path / "edit.safetensors")
     assert Edit.load(tmp_path / "edit.safetensors").edit_id == edit.edit_id
     assert repr(edit).startswith("Edit(less of what is not there, grounding, ")

@@ -61,6 +61,7 @@ def test_words_are_gone_and_the_summary_says_how_well(tmp_path):
     assert {one["word"]: one["captions"] for one in told["words"]} == said
     assert said["submarine"] == 0
     edit = mmn.Edit.load(tmp_path / "out" / "edit.safetensors")
+    assert edit.measured["quality"] == {name: told[name] for name in ("words", "elsewhere")}
     vlm = mmn.load("demo")
     paths: list[PictureLike] = [picture.path for picture in mmn.demo.pictures()[:20]]
     before = dict(zip((path.name for path in paths), mmn.caption(vlm, paths), strict=True))

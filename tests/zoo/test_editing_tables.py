@@ -48,6 +48,11 @@ def test_captions_are_counted():
     found = counted(ENTRY)
     assert (found["learned: met"], found["learned: said"]) == ("1", "1")
     assert (found["held out: met"], found["held out: said"]) == ("1", "2")
+    assert (found["articles: there"], found["articles: fit"]) == ("1", "1")
+    wrong = {**ENTRY, "to": "owl"}
+    wrong["outcomes"] = {**ENTRY["outcomes"], "held out": [caption("a dog", "a owl", True, there=True)]}
+    wrong["shown"] = {**ENTRY["shown"], "held out": [["dog"]]}
+    assert [counted(wrong)[f"articles: {what}"] for what in ("there", "fit")] == ["1", "0"]
     # what says the target, or shows it, is no test of what must stay
     assert [found[f"trained: {what}"] for what in ("unchanged", "intruded", "captions")] == ["1", "1", "2"]
     # of ball, house and tree the ball and the tree are said

@@ -40,6 +40,7 @@ __all__ = [
     "VisionTower",
     "asked_of_captions",
     "finder_options",
+    "lines_of",
     "load_model",
     "named_options",
     "pictures_of",
@@ -136,6 +137,23 @@ def asked_of_captions(prompt: str | None, prefix: str | None, max_new_tokens: in
     if max_new_tokens is not None:
         asked["max_new_tokens"] = max_new_tokens
     return asked
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that hold something.
+
+    Raises:
+        SourceError: it cannot be read, or holds nothing.
+    """
+    from mmneurons.errors import SourceError
+
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"{str(path)!r} cannot be read: {error}. It is a text file, a prompt a line.") from error
+    if not any(lines):
+        raise SourceError(f"{str(path)!r} holds nothing. Write a prompt a line.")
+    return [line for line in lines if line]
 
 
 def finder_options(finder: str, said: Sequence[str]) -> dict[str, object]:

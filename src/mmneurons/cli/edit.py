@@ -26,6 +26,7 @@ from mmneurons.cli.common import (
     TrustRemoteCode,
     VisionTower,
     asked_of_captions,
+    lines_of,
     load_model,
     named_options,
     pictures_of,
@@ -63,6 +64,15 @@ def command(
             "--never-say",
             help="A word that is not to be said. It goes from most captions; mmn measure --edit counts it. Safer is "
             "--method ban.",
+            rich_help_panel=EDIT,
+        ),
+    ] = None,
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            "--texts",
+            help="A file of prompts without a picture, one a line. Answers that say the word are learned from, too; "
+            "the others must stay.",
             rich_help_panel=EDIT,
         ),
     ] = None,
@@ -118,28 +128,32 @@ def command(
     """Make the model say something else instead of a word, or not say it; the weights' change goes into one file."""
     from mmneurons.edits.make import edit
     from mmneurons.edits.methods import make_method
+    from mmneurons.edits.task import Swap, check_request
     from mmneurons.errors import EditError, OptionError
     from mmneurons.whole_files import why_unwritable
 
     output = Output(as_json, quiet)
     if (never_say is None) == (instead_of is None) or (say is None) != (instead_of is None):
         raise OptionError("Say what is to change, one of both: --say cat --instead-of dog, or --never-say dog.")
+    source = never_say if instead_of is None else instead_of
+    assert source is not None
+    check_request(Swap(source, say, inflections))
     if out.exists():
         raise EditError(f"{str(out)!r} is there already. Choose another name, or remove it.")
     if why := why_unwritable(out):
         raise EditError(f"The edit could not be written to {str(out)!r}: {why}. Choose another place with --out.")
     solver = make_method(method, named_options("--option", option or []))
+    asked = [] if texts is None else lines_of(texts)
     learned = pictures_of(inputs, output, images=images, column=column, limit=limit, sample=sample, seed=seed)
     kept = pictures_of(keep, output) if keep else {}
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     output.note(repr(vlm))
-    source = never_say if instead_of is None else instead_of
-    assert source is not None
     made = edit(
         vlm,
         source,
         say,
         pictures=list(learned.values()),
+        texts=asked,
         keep=list(kept.values()),
         bundled=bundled,
         method=solver,

@@ -33,7 +33,16 @@ from mmneurons.cli.common import (
     shown_path,
     typed,
 )
-from mmneurons.cli.measure_edit import EditRequest, Edits, HopFile, Learned, Rivals, check_edit_options, measure_edits
+from mmneurons.cli.measure_edit import (
+    EditRequest,
+    Edits,
+    HopFile,
+    Kept,
+    Learned,
+    Rivals,
+    check_edit_options,
+    measure_edits,
+)
 from mmneurons.cli.output import Output
 from mmneurons.cli.truths import truths_of, vocabulary_of
 
@@ -119,6 +128,7 @@ def command(
     edit: Edits = None,
     learned: Learned = None,
     hops: HopFile = None,
+    keep: Kept = None,
     rivals: Rivals = False,
     images: Annotated[
         Path | None,
@@ -161,7 +171,7 @@ def command(
     output = Output(as_json, quiet)
     check_seed(seed or 0)
     named_words(words)
-    edits = EditRequest(edit or [], learned or [], hops, rivals)
+    edits = EditRequest(edit or [], learned or [], keep or [], hops, rivals)
     elsewhere = {"--finders": finders, "--words": words, "--quick": quick, "--encoder": encoder, "--clip": clip}
     of_edits = check_edit_options(edits, inputs or images, measures or [], elsewhere)
     said = _Asked(inputs or [], images, column, model, words or None, limit, sample, seed)

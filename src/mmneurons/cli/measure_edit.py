@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmneurons.recordings import CaptionOptions
     from mmneurons.vlm.model import VLM
 
-__all__ = ["EditRequest", "Edits", "HopFile", "Learned", "Rivals", "check_edit_options", "measure_edits"]
+__all__ = ["EditRequest", "Edits", "HopFile", "Kept", "Learned", "Rivals", "check_edit_options", "measure_edits"]
 
 EDITS = "Edits"
 
@@ -35,6 +35,14 @@ Edits = Annotated[
 Learned = Annotated[
     list[str] | None,
     typer.Option("--learned", help="Pictures that it was learned from, again for more.", rich_help_panel=EDITS),
+]
+Kept = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        help="Pictures that it was to leave as they are, for --rivals; again for more. Default: the bundled ones.",
+        rich_help_panel=EDITS,
+    ),
 ]
 HopFile = Annotated[
     Path | None,
@@ -57,12 +65,14 @@ class EditRequest:
     Attributes:
         edits: their files.
         learned: pictures that they were learned from.
+        kept: pictures that they were to leave as they are.
         hops: the file of questions.
         rivals: whether other methods are measured, too.
     """
 
     edits: Sequence[Path]
     learned: Sequence[str]
+    kept: Sequence[str]
     hops: Path | None
     rivals: bool
 
@@ -84,8 +94,8 @@ def check_edit_options(
     from mmneurons.errors import OptionError
 
     if not asked.edits:
-        if asked.learned or asked.hops is not None or asked.rivals:
-            raise OptionError("--learned, --hops and --rivals are for edits. Pass --edit FILE, too.")
+        if asked.learned or asked.kept or asked.hops is not None or asked.rivals:
+            raise OptionError("--learned, --keep, --hops and --rivals are for edits. Pass --edit FILE, too.")
         return False
     if wrong := [name for name, value in elsewhere.items() if value]:
         raise OptionError(f"{wrong[0]} is for finders, and means nothing beside --edit. Leave it out.")
@@ -95,6 +105,8 @@ def check_edit_options(
         raise OptionError("Name pictures to try the edit on, that it has not seen: files, a folder, or annotations.")
     if asked.rivals and (len(asked.edits) > 1 or not asked.learned):
         raise OptionError("--rivals is for one --edit, and needs --learned IMAGES for the rivals to learn from.")
+    if asked.kept and not asked.rivals:
+        raise OptionError("--keep is what rivals are to leave as it is. Pass --rivals, too, or leave it out.")
     return True
 
 
@@ -142,6 +154,7 @@ def measure_edits(
             gather(list(inputs), images=images, column=column, limit=limit, sample=sample, seed=seed), output.skipped
         ),
         learned=read_pictures(gather(list(asked.learned)), output.skipped) if asked.learned else (),
+        kept=read_pictures(gather(list(asked.kept)), output.skipped) if asked.kept else (),
         truths=truths or {},
         known=known,
         hops=read_hops(asked.hops) if asked.hops is not None else (),

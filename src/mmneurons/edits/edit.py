@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,16 +22,21 @@ if TYPE_CHECKING:
     from mmneurons.edits.checkpoint import Merged
     from mmneurons.vlm.model import VLM
 
-__all__ = ["ASKED", "KEPT", "SEEN", "Delta", "Edit"]
+__all__ = ["ASKED", "KEPT", "QUALITY", "SEEN", "TEXTS", "Delta", "Edit"]
 
 KEPT = "kept captions"
 """What ``measured`` has under this name: how many captions that must stay would be changed, of how many."""
+
+QUALITY = "quality"
+"""What ``measured`` has under this name: the figures of ``mmn measure --edit`` or ``mmn mitigate``, by name."""
 
 SEEN = "seen"
 """What the recipe has under this name: what tells the pictures that were given to learn from or keep.
 
 The ``pixel_digest`` of a picture, or ``picture_of`` a recording where that was given."""
 
+TEXTS = "texts"
+"""What the recipe has under this name: the prompts without a picture that were given to learn from or keep."""
 
 ASKED = ("prompt", "prefix", "max_new_tokens")
 """What the recipe has under these names: how the captions came about that were learned from."""
@@ -120,6 +125,10 @@ class Edit:
         changed, of = kept.get("changed"), kept.get("of")
         return (changed, of) if isinstance(changed, int) and isinstance(of, int) else None
 
+    def given(self, name: str) -> frozenset[str]:
+        """What the recipe, and of several edits as one that of each, has under ``SEEN`` or ``TEXTS``."""
+        return frozenset(_listed(self.recipe, name))
+
     def on(self, vlm: VLM, force: bool = False) -> AbstractContextManager[None]:
         """Have the edit in force while the block runs; afterwards every bit is as it was: ``edits.stack``."""
         from mmneurons.edits.stack import applied
@@ -181,3 +190,11 @@ class Edit:
         elif (title := self.recipe.get("title")) is not None:
             own = f"{title}, {self.recipe.get('method')}"
         return f"Edit({own}, {where}{missed}{said})"
+
+
+def _listed(recipe: Mapping[str, object], name: str) -> Iterator[str]:
+    own, parts = recipe.get(name), recipe.get("edits")
+    yield from (one for one in own if isinstance(one, str)) if isinstance(own, list | tuple) else ()
+    for part in parts if isinstance(parts, list | tuple) else ():
+        if isinstance(part, Mapping):
+            yield from _listed(part, name)

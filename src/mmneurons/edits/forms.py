@@ -34,10 +34,12 @@ def plural_of(word: str) -> str | None:
     # of a plural that is no form of another word to the dictionary another one would be made: "headphoneses"
     if LEMMAS.get(folded) == folded or (folded.endswith("s") and not parts_of_speech(folded)):
         return None
-    found = next(iter(getInflection(last, tag="NNS")), None)
-    if found is None or fold(found) == folded:
+    found = next(iter(getInflection(folded, tag="NNS")), None)
+    if found is None or found == folded:
         return None
-    return f"{head} {found}".strip()
+    # capitals inside a word stay: TV, TVs
+    own = last + found[len(last) :] if found.startswith(folded) else _cased(found, last)
+    return f"{head} {own}".strip()
 
 
 def forms_of(word: str, inflections: bool = True) -> tuple[Form, ...]:
@@ -59,7 +61,8 @@ def all_forms(word: str) -> frozenset[str]:
 
 def _singular_of(word: str) -> str:
     head, _, last = word.rpartition(" ")
-    return f"{head} {_cased(_base_of(last), last)}".strip()
+    base = _base_of(last)
+    return f"{head} {last[: len(base)] if fold(last).startswith(base) else _cased(base, last)}".strip()
 
 
 def _base_of(last: str) -> str:
@@ -82,7 +85,7 @@ def is_plural(word: str) -> bool:
     return base != fold(last) and are_forms(base, fold(last))
 
 
-def matching(form: str, plural: bool, choices: Sequence[Form]) -> str:
-    """Which of a word's forms takes the place of another word's form, written with a capital where that has one."""
+def matching(plural: bool, choices: Sequence[Form], capital: bool = False) -> str:
+    """Which of a word's forms takes the place of another word's, with a capital where that is wanted."""
     text = next((choice.text for choice in choices if choice.plural == plural), choices[0].text)
-    return _cased(text, form)
+    return with_capital(text) if capital else text

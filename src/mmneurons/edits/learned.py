@@ -1,14 +1,7 @@
 """Edits by gradient descent on what is added to columns.
 
-Over the requests (means over them, maxima over a request's target tokens j), after FiNE (Pan et al., ICLR 2025), with a
-keep set:
-
-    L = max_j NLL(target_j) + α·KL(before ‖ after, earlier positions) + κ·KL(before ‖ after, keep set)
-        + β·max_j −log(1 − p(target_j again, right after)) + γ·‖δ‖
-
-To have a word not said, the first term is KL to the unedited distribution without the word's first tokens, the rest
-renormalised. Adam, until every wanted token has p ≥ 0.9 with the weights rounded to the model's dtype, and every token
-that must stay is still the most likely.
+The loss stands in ``mmneurons.edits.loss``. Adam, until every wanted token has p ≥ 0.9 with the weights rounded to the
+model's dtype, and every token that must stay is still the most likely.
 
 Only what lies above the lowest edited write site is run, see ``mmneurons.vlm.upper``.
 """
@@ -20,20 +13,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from mmneurons.edits.edit import Delta
 from mmneurons.edits.least_squares import LeastSquares
+from mmneurons.edits.loss import Terms, Weights, losses, with_next
 from mmneurons.edits.neurons import as_blocks, best_neurons, by_block, check_blocks
 from mmneurons.edits.solution import Solution, live, reached, settings
-from mmneurons.edits.task import Kept, Task, Want, ids_of
+from mmneurons.edits.task import Task, ids_of
 from mmneurons.errors import OptionError
 from mmneurons.options import check_whole
 from mmneurons.recordings import batches
-from mmneurons.vlm.distributions import kl
 from mmneurons.vlm.sites import columns as columns_of
-from mmneurons.vlm.upper import Added, Said, Upper, upper
+from mmneurons.vlm.upper import Added, Said, upper
 
 __all__ = ["FiNE", "FineTune", "Learned", "LoRA", "Refined"]
 
@@ -80,7 +71,7 @@ class Learned:
             OptionError: there are not so many neurons.
         """
         start = _nothing_at(task, best_neurons(task, self.finder, self.k, self.skip_last))
-        weights = _Weights(self.earlier, self.keep, self.repeat, self.size)
+        weights = Weights(self.earlier, self.keep, self.repeat, self.size)
         deltas = descend(task, start, False, weights, self.steps, self.rate, self.kept_at_once, self.seed)
         return Solution(deltas, settings(self))
 
@@ -123,7 +114,7 @@ class FiNE:
             OptionError: there are not so many neurons.
         """
         start = _nothing_at(task, best_neurons(task, self.finder, self.k, self.skip_last))
-        weights = _Weights(self.earlier, 0.0, self.repeat, self.size)
+        weights = Weights(self.earlier, 0.0, self.repeat, self.size)
         return Solution(descend(task, start, False, weights, self.steps, self.rate, 8, 0, shares=False), settings(self))
 
 
@@ -159,7 +150,7 @@ class Refined:
             OptionError: as in ``LeastSquares``.
         """
         first = LeastSquares(margin=self.margin)(task)
-        weights = _Weights(self.keep, self.keep, self.repeat, 0.0)
+        weights = Weights(self.keep, self.keep, self.repeat, 0.0)
         deltas = descend(
             task, first.deltas, True, weights, self.steps, self.rate, self.kept_at_once, self.seed, stop=False
         )
@@ -206,7 +197,7 @@ class FineTune:
         else:
             places = best_neurons(task, self.finder, self.k)
         start = _nothing_at(task, places)
-        deltas = descend(task, start, False, _Weights(0.0, 0.0, 0.0, 0.0), self.steps, self.rate, 1, 0)
+        deltas = descend(task, start, False, Weights(0.0, 0.0, 0.0, 0.0), self.steps, self.rate, 1, 0)
         return Solution(deltas, settings(self))
 
 
@@ -250,7 +241,7 @@ class LoRA:
             width = anatomy.blocks[block].width
             factors = torch.randn(width, self.rank, generator=draw) / width**0.5
             start.append(Delta(block, torch.arange(width), factors, torch.zeros(self.rank, anatomy.hidden)))
-        weights = _Weights(self.keep, self.keep, 0.0, 0.0)
+        weights = Weights(self.keep, self.keep, 0.0, 0.0)
         deltas = descend(task, start, True, weights, self.steps, self.rate, 8, self.seed)
         return Solution(deltas, settings(self))
 
@@ -271,21 +262,11 @@ def _check(steps: int, rate: float, kept_at_once: int, **weights: float) -> None
             raise OptionError(f"{name}={weight!r} is not possible: it weighs a part of the loss, and is 0 or more.")
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """Of the terms of the loss: α, κ, β, γ."""
-
-    earlier: float
-    keep: float
-    repeat: float
-    size: float
-
-
 def descend(
     task: Task,
     start: Sequence[Delta],
     both: bool,
-    weights: _Weights,
+    weights: Weights,
     steps: int,
     rate: float,
     kept_at_once: int,
@@ -310,7 +291,7 @@ def descend(
     """
     vlm = task.vlm
     lowest = min(delta.block for delta in start)
-    wanted = upper(vlm, [_with_next(want) for want in task.wants], lowest)
+    wanted = upper(vlm, [with_next(want) for want in task.wants], lowest)
     plain = upper(vlm, task.said(), lowest)
     own = [kept for kept in task.kept if kept.own and kept.steps] if weights.earlier else []
     others = [kept for kept in task.kept if not kept.own and kept.steps] if weights.keep else []
@@ -339,13 +320,13 @@ def descend(
         if stop and all(reached(task, plain, live(vlm, deltas))) and _stays(terms, live(vlm, deltas)):
             break
         adam.zero_grad()
-        for loss in _losses(task, wanted, terms, shown, weights, draw):
+        for loss in losses(task, wanted, terms, shown, weights, draw):
             loss.backward()
         adam.step()
     return tuple(replace(d, weights=f.detach().cpu(), directions=v.detach().cpu()) for d, f, v in shown)
 
 
-def _stays(kept_terms: Sequence[tuple[float, Sequence[tuple[Sequence[Kept], Upper]]]], added: Sequence[Added]) -> bool:
+def _stays(kept_terms: Terms, added: Sequence[Added]) -> bool:
     """Whether the most likely token of every step that must stay is what it was."""
     for _, choices in kept_terms:
         for kept, above in choices:
@@ -353,63 +334,6 @@ def _stays(kept_terms: Sequence[tuple[float, Sequence[tuple[Sequence[Kept], Uppe
             if not torch.equal(above.logits(added).argmax(-1).cpu(), before):
                 return False
     return True
-
-
-Shown = Sequence[tuple[Delta, Tensor, Tensor]]
-
-
-def _added(shown: Shown) -> list[Added]:
-    return [Added(delta.block, delta.columns, factors @ directions) for delta, factors, directions in shown]
-
-
-def _losses(
-    task: Task,
-    wanted: Upper,
-    kept_terms: Sequence[tuple[float, Sequence[tuple[Sequence[Kept], Upper]]]],
-    shown: Shown,
-    weights: _Weights,
-    draw: random.Random,
-) -> list[Tensor]:
-    """The terms of the loss, each with a graph of its own."""
-    logits = wanted.logits(_added(shown)).log_softmax(-1)
-    first = torch.tensor([len(_with_next(want).steps) for want in task.wants]).cumsum(0).tolist()
-    losses: dict[int, list[Tensor]] = {}
-    repeats: dict[int, list[Tensor]] = {}
-    for want, begin, end in zip(task.wants, [0, *first], first, strict=False):
-        key = id(want.recording)
-        losses.setdefault(key, []).append(_loss_of(want, logits[begin]))
-        if end - begin > 1 and want.target is not None:
-            again = logits[begin + 1, want.target].exp()
-            repeats.setdefault(key, []).append(-torch.log((1 - again).clamp_min(1e-6)))
-    terms = torch.stack([torch.stack(own).max() for own in losses.values()]).mean()
-    if weights.repeat and repeats:
-        terms = terms + weights.repeat * torch.stack([torch.stack(own).max() for own in repeats.values()]).mean()
-    if weights.size:
-        terms = terms + weights.size * torch.cat([own.vectors.flatten() for own in _added(shown)]).norm()
-    found = [terms]
-    for weight, choices in kept_terms:
-        kept, above = draw.choice(choices)
-        after = above.logits(_added(shown)).log_softmax(-1)
-        before = torch.cat([one.recording.logits[list(one.steps)] for one in kept]).to(after).log_softmax(-1)
-        found.append(weight * kl(before, after).mean())
-    return found
-
-
-def _loss_of(want: Want, after: Float[Tensor, "vocabulary"]) -> Float[Tensor, ""]:
-    """What is lost at one step; ``after`` are log p."""
-    if want.target is not None:
-        return -after[want.target]
-    # a copy: the recording is read again
-    before = want.recording.logits[want.step].to(after, copy=True)
-    before[list(want.sources)] = -float("inf")
-    return kl(before.log_softmax(-1)[None], after[None])[0]
-
-
-def _with_next(want: Want) -> Said:
-    """The step, and the one right after it where the target could be said again."""
-    following = want.step + 1 < len(want.recording) and want.target is not None
-    steps = (want.step, want.step + 1) if following else (want.step,)
-    return Said(want.recording.request, ids_of(want.recording), steps)
 
 
 def _mean_length(task: Task, delta: Delta) -> float:

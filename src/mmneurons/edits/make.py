@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mmneurons.edits.edit import KEPT, SEEN, Edit
+from mmneurons.edits.edit import KEPT, SEEN, TEXTS, Edit
 from mmneurons.edits.kept import changed_captions
 from mmneurons.edits.methods import Method, make_method, name_of
 from mmneurons.edits.origin import about, versions
@@ -20,9 +20,9 @@ from mmneurons.edits.solution import converged
 from mmneurons.edits.stack import active
 from mmneurons.edits.still import said_still
 from mmneurons.edits.task import Swap, check_kept, check_words, described, make_task, says
-from mmneurons.errors import EditError, PictureError
+from mmneurons.errors import EditError, OptionError, PictureError
 from mmneurons.finding import WordFinding
-from mmneurons.recordings import record_pictures
+from mmneurons.recordings import record_pictures, record_texts
 from mmneurons.sources import gather
 from mmneurons.sources.bundled import BUNDLED, NAME
 from mmneurons.vlm.inputs import PREFIX, PROMPT, write_prompt
@@ -43,6 +43,7 @@ def edit(
     to: str | None,
     *,
     pictures: PictureLike | Recording | Sequence[PictureLike | Recording] = (),
+    texts: Sequence[str] = (),
     keep: PictureLike | Recording | Sequence[PictureLike | Recording] = (),
     bundled: bool = True,
     method: str | Method = "least_squares",
@@ -61,7 +62,9 @@ def edit(
             would say without it. Of pictures like those it mostly goes, too; safer is ``method="ban"``.
         pictures: one or several, or recordings; ``"demo:pictures"`` stands for those of the package. Those whose
             captions say the word are examples of it, the others must stay as they are.
-        keep: further ones that must stay as they are. Their captions may not say the word.
+        texts: prompts without a picture, each in the checkpoint's chat template. Those whose answers say the word are
+            examples of it, the others must stay as they are.
+        keep: further pictures that must stay as they are. Their captions may not say the word.
         bundled: whether the pictures that come with the package must stay as they are, too, less those whose captions
             say the word.
         method: the name of a solver, see ``mmneurons.edits.methods.METHODS``, or a solver.
@@ -81,7 +84,7 @@ def edit(
             word, what must stay says it, or an edit is in force.
         OptionError: a method or an option that there is not, or a value that an option cannot have.
         PictureError: a picture cannot be read.
-        RecordingError: the model cannot be run with something added.
+        RecordingError: the model cannot be run with something added, or not be asked without a picture.
     """
     if active(vlm):
         raise EditError("An edit is in force in this model. Revert it first: edits are learned on unedited weights.")
@@ -90,6 +93,8 @@ def edit(
     word = source if isinstance(source, str) else findings[0].word
     swap = Swap(word.strip(), None if to is None else to.strip(), inflections)
     check_words(vlm, swap)
+    given_kept = _several(keep)
+    check_kept([one for one in given_kept if isinstance(one, Recording)], swap)
     model = about(vlm)
     how = {"prompt": prompt, "prefix": prefix, "max_new_tokens": max_new_tokens}
 
@@ -104,13 +109,15 @@ def edit(
             known.update(zip(fresh, said, strict=True))
         return [*(one for one in given if isinstance(one, Recording)), *(known[key] for key in opened)]
 
-    named = recorded(_several(pictures))
+    asked = list(dict.fromkeys(_prompts(texts)))
+    answers = record_texts(vlm, asked, max_new_tokens)
+    named = [*recorded(_several(pictures)), *answers]
     examples: list[tuple[Recording, Word | None]] = [(one.found.recording, _as_word(one)) for one in findings]
     examples += [(recording, None) for recording in named if says(recording, swap)]
     if not examples:
         raise EditError(_nothing_says(swap, prefix, named))
     others = [recording for recording in named if not says(recording, swap)]
-    others += recorded(_several(keep))
+    others += recorded(given_kept)
     check_kept(others, swap)
     if bundled:
         others += [one for one in recorded([NAME]) if not says(one, swap)]
@@ -125,7 +132,7 @@ def edit(
         examples += [(recording, None) for recording in more]
         task = make_task(vlm, swap, examples, kept)
         solution = solver(task)
-    own = {id(one) for one in known.values()}
+    own = {id(one) for one in (*known.values(), *answers)}
     given = [one for one in (*first, *others) if id(one) not in own]
     recipe = {
         **described(task),
@@ -133,6 +140,7 @@ def edit(
         "options": dict(solution.options),
         **(how if all(one.request.text == write_prompt(vlm, prompt, prefix) for one in given) else {}),
         "captions": [recording.caption for recording in first],
+        TEXTS: asked,
         SEEN: sorted({*known, *map(picture_of, given)}),
         "versions": versions(),
     }
@@ -168,6 +176,12 @@ def _several(given: _Pictures) -> list[PictureLike | Recording]:
             f"Pictures are a path, a PIL image, an array, or a list of them, not a {type(given).__name__}."
         )
     return list(given)
+
+
+def _prompts(given: Sequence[str]) -> Sequence[str]:
+    if isinstance(given, str) or not all(isinstance(one, str) for one in given):
+        raise OptionError("texts is a list of prompts, each a text.")
+    return given
 
 
 def _opened(picture: PictureLike) -> list[Image.Image]:

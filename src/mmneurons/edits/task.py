@@ -9,9 +9,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmneurons.edits.forms import Form, forms_of, matching, with_capital
-from mmneurons.english import are_forms, fold
+from mmneurons.english import are_forms, fold, takes_an
 from mmneurons.errors import EditError, RecordingError
 from mmneurons.recordings import read, spell
+from mmneurons.vlm.decoding import may_not_say
 from mmneurons.vlm.inputs import word_ids
 from mmneurons.vlm.model import VLM
 from mmneurons.vlm.recording import LEAN, Recording, record_forced
@@ -24,6 +25,7 @@ __all__ = [
     "Task",
     "Want",
     "check_kept",
+    "check_request",
     "check_words",
     "described",
     "ids_of",
@@ -122,16 +124,32 @@ class Swap:
         """Whether a text says what takes the word's place."""
         return bool(self._targets_in(text, begun))
 
+    def articles_in(self, text: str, begun: int) -> list[bool]:
+        """Of every "a" or "an" right before what takes the word's place, whether it is the one that fits."""
+        found = []
+        for start, stop in sorted({*self._targets_in(text, begun)}):
+            before = fold(text[:start]).split()
+            if text[:start][-1:].isspace() and before[-1:] in (["a"], ["an"]):
+                found.append((before[-1] == "an") == takes_an(text[start:stop]))
+        return found
+
     def _targets_in(self, text: str, begun: int) -> list[tuple[int, int]]:
         if self.to is None:
             return []
         forms = forms_of(self.to, self.inflections)
         return [place for form in forms for place in places_of(text, begun, form.text, self.inflections)]
 
-    def instead_of(self, form: str, plural: bool) -> str:
-        """What takes the place of a form of the word."""
+    def instead_of(self, surface: str, begins: bool = False) -> str:
+        """What takes the place of the word as it was said.
+
+        Args:
+            surface: the word, in some form.
+            begins: whether a sentence begins with it. Elsewhere a capital is taken over only where the word was named
+                without one: "Dog" for "dog", but not "TV" for "TV".
+        """
         assert self.to is not None
-        return matching(form, plural, forms_of(self.to, self.inflections))
+        capital = surface[:1].isupper() and (begins or not self.source[:1].isupper())
+        return matching(_is_plural(surface, self), forms_of(self.to, self.inflections), capital)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,30 +189,42 @@ def says(recording: Recording, swap: Swap) -> bool:
     return bool(swap.places_in(recording.caption, len(recording.request.prefix)))
 
 
-def check_words(vlm: VLM, swap: Swap) -> None:
-    """Refuse a request that cannot be met, before anything is run.
+def check_request(swap: Swap) -> None:
+    """Refuse a request that no model could meet.
 
     Raises:
-        EditError: the model cannot write, the word or what is to take its place is blank, or both are the same word.
+        EditError: the word or what is to take its place is blank, or both are the same word.
     """
-    tokenizer = getattr(vlm.processor, "tokenizer", None)
-    if tokenizer is None:
-        raise EditError("Words can only be edited in a model with a processor. Pass mmn.wrap(model, processor).")
     if not swap.source.strip():
         raise EditError("The word that is not to be said is empty. Name one.")
     if swap.to is not None and not swap.to.strip():
         raise EditError("The word that is to be said instead is empty. To have a word not said at all, pass to=None.")
+    if swap.to is not None and is_same_word(swap.source, swap.to):
+        raise EditError(f"{swap.to!r} is {swap.source!r} itself, or a form of it: there is nothing to change.")
+
+
+def check_words(vlm: VLM, swap: Swap) -> None:
+    """Refuse a request that cannot be met, before anything is run.
+
+    Raises:
+        EditError: as in ``check_request``; the model cannot write; or it has no tokens for a word, or may not say them.
+    """
+    tokenizer = getattr(vlm.processor, "tokenizer", None)
+    if tokenizer is None:
+        raise EditError("Words can only be edited in a model with a processor. Pass mmn.wrap(model, processor).")
+    check_request(swap)
+    silent = {*tokenizer.all_special_ids, vlm.image_token_id, tokenizer.unk_token_id}
     for text in (swap.source, swap.to):
         if text is None:
             continue
         ids = word_ids(vlm, text.strip())
-        silent = {*tokenizer.all_special_ids, vlm.image_token_id}
-        if tokenizer.unk_token_id is not None:
-            silent.add(tokenizer.unk_token_id)
         if not ids or silent.intersection(ids) or fold(text.strip()) not in fold(tokenizer.decode(ids)):
             raise EditError(f"{text!r} cannot be said by this model: its tokens are no text. Choose other words.")
-    if swap.to is not None and is_same_word(swap.source, swap.to):
-        raise EditError(f"{swap.to!r} is {swap.source!r} itself, or a form of it: there is nothing to change.")
+        if may_not_say(vlm, ids):
+            raise EditError(
+                f"{text!r} is never said by this model: its generation_config suppresses the tokens. Choose other "
+                "words, or change suppress_tokens and bad_words_ids there."
+            )
 
 
 def is_same_word(one: str, other: str) -> bool:
@@ -299,9 +329,8 @@ def _wants(
     if swap.to is None:
         return [Want(recording, first, None, tuple({*spelled, ids[first]}))], []
     shift = len(recording.request.prefix)
-    plural = _is_plural(word.surface, swap)
-    target = swap.instead_of(word.surface, plural)
     text = recording.caption
+    target = swap.instead_of(word.surface, begins=text[: word.start].rstrip()[-1:] in {"", ".", "!", "?"})
     swapped = text[shift : word.start] + target
     new = tuple(spell(vlm, recording.request, swapped))
     if new[:first] != ids[:first] or len(new) <= first:

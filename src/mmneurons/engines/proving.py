@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from PIL import Image
 
-from mmneurons.edits.edit import ASKED, SEEN, Edit
+from mmneurons.edits.edit import ASKED, SEEN, TEXTS, Edit
 from mmneurons.edits.make import edit as make_edit
 from mmneurons.edits.methods import METHODS
 from mmneurons.edits.stack import check_fits
@@ -22,9 +22,9 @@ from mmneurons.measures.edit_quality import Quality, edit_quality
 from mmneurons.measures.hallucination import Question, mentions
 from mmneurons.measures.hops import Hop, ask_hops
 from mmneurons.measures.objects import Vocabulary, with_names
-from mmneurons.measures.text_prompts import PROMPTS, record_texts
+from mmneurons.measures.text_prompts import PROMPTS
 from mmneurons.measures.truth import BUNDLED, Truth, matched
-from mmneurons.recordings import MAX_NEW_TOKENS, batches, record_pictures
+from mmneurons.recordings import MAX_NEW_TOKENS, batches, record_pictures, record_texts
 from mmneurons.sources import gather
 from mmneurons.sources.item import Item
 from mmneurons.sources.readable import Skipped, readable
@@ -90,6 +90,7 @@ class Tried:
     Attributes:
         pictures: that the edits have not seen.
         learned: that they were learned from; those whose captions say the source are looked at.
+        kept: that they were to leave as they are, for rivals; without any the bundled ones that are not tried.
         truths: what pictures show, by file name.
         known: the objects that captions may name.
         hops: questions whose answers follow from the edits.
@@ -101,6 +102,7 @@ class Tried:
 
     pictures: Sequence[Picture]
     learned: Sequence[Picture] = ()
+    kept: Sequence[Picture] = ()
     truths: Mapping[str, Truth] = field(default_factory=dict)
     known: Vocabulary | None = None
     hops: Sequence[Hop] = ()
@@ -233,10 +235,7 @@ def _how(tried: Tried, prompt: str | None = None) -> AskedOfPictures:
 
 def _seen(pictures: Sequence[Picture], pool: Pool, edits: Sequence[Edit]) -> int:
     """How many pictures, each with its caption in a pool, some edit has seen, as far as its file tells."""
-    told: set[object] = set()
-    for one in edits:
-        given = one.recipe.get(SEEN)
-        told.update(given if isinstance(given, list | tuple) else ())
+    told = frozenset[str]().union(*(one.given(SEEN) for one in edits))
     return sum(not told.isdisjoint([one.pixels, own]) for one, own in zip(pictures, pool.pictures, strict=True))
 
 
@@ -295,7 +294,7 @@ class _Trial:
             if any(says(recording, swap) for swap in swaps)
         ]
         self._rephrased = self._pool("rephrased", concerned, swaps, OTHER_PROMPTS)
-        self._texts = self._asked_without_pictures()
+        self._texts = self._asked_without_pictures(edits)
         named = {Path(one.name).name: one.image for one in (*tried.learned, *pictures)}
         self._hops = ask_hops(vlm, named, tried.hops, _TEXT_TOKENS) if tried.hops else None
         if self._hops is not None:
@@ -318,6 +317,11 @@ class _Trial:
             if captions != now[name] * count or (now[name] and not count):
                 return False
         return True
+
+    @property
+    def examples(self) -> int:
+        """How many pictures that were learned from say a source."""
+        return 0 if self._learned is None else len(self._learned.recordings)
 
     def column(self, edits: Sequence[Edit]) -> Column:
         """Measure edits in force together, as a column of the table."""
@@ -395,13 +399,20 @@ class _Trial:
                     self._tell(f"without edits, {name}: {done}/{total} captions")
         return Pool(self._vlm, found, tried.max_new_tokens)
 
-    def _asked_without_pictures(self) -> Pool | None:
+    def _asked_without_pictures(self, edits: Sequence[Edit]) -> Pool | None:
+        given = frozenset[str]().union(*(edit.given(TEXTS) for edit in edits))
+        prompts = [prompt for prompt in PROMPTS if prompt not in given]
+        if len(prompts) < len(PROMPTS):
+            count = len(PROMPTS) - len(prompts)
+            self.notes.append(f"{count} of {len(PROMPTS)} prompts without a picture were given when the edit was made.")
+        if not prompts:
+            return None
         try:
-            found = record_texts(self._vlm, PROMPTS, _TEXT_TOKENS)
+            found = record_texts(self._vlm, prompts, _TEXT_TOKENS)
         except RecordingError as error:
             self.notes.append(f"Prompts without a picture were not measured: {error.args[0]}")
             return None
-        self._labels["texts"] = [("", prompt) for prompt in PROMPTS]
+        self._labels["texts"] = [("", prompt) for prompt in prompts]
         return Pool(self._vlm, [lean(one) for one in found], _TEXT_TOKENS)
 
     def _matched(self, pictures: Sequence[Picture]) -> list[Truth | None]:
@@ -419,6 +430,14 @@ class _Rivals:
 
     def __init__(self, vlm: VLM, edit: Edit, tried: Tried, trial: _Trial) -> None:
         self._vlm, self._swap, self._tried, self._trial = vlm, swap_of(edit), tried, trial
+        self._texts = sorted(edit.given(TEXTS))
+        own = edit.recipe.get("kept captions")
+        # of the pictures to learn from, those that do not say the word must stay, too
+        count = len(self._kept) + len(tried.learned) - trial.examples
+        if isinstance(own, int) and own != count:
+            trial.notes.append(
+                f"Rivals keep {count} captions as they are; the edit kept {own}. Name the same pictures with --keep."
+            )
 
     def column(self, method: str) -> Column | None:
         """Learn it, and measure it; None where that cannot be, and a note."""
@@ -428,6 +447,7 @@ class _Rivals:
                 self._swap.source,
                 self._swap.to,
                 pictures=[one.image for one in self._tried.learned],
+                texts=self._texts,
                 keep=self._kept,
                 bundled=False,
                 method=method,
@@ -443,9 +463,10 @@ class _Rivals:
 
     @cached_property
     def _kept(self) -> list[Recording]:
-        """What rivals have to keep as it is: the bundled pictures that they are not tried on."""
+        """What rivals have to keep as it is: what was named, or else the bundled pictures, less what is tried."""
         seen = {one.pixels for one in (*self._tried.pictures, *self._tried.learned)}
-        images = [one.image for one in read_pictures(gather(BUNDLED)) if one.pixels not in seen]
+        given = self._tried.kept or read_pictures(gather(BUNDLED))
+        images = [one.image for one in given if one.pixels not in seen]
         recordings = record_pictures(self._vlm, images, image_budget=0, **_how(self._tried)) if images else []
         return [one for one in recordings if not says(one, self._swap)]
 

@@ -176,6 +176,9 @@ def figures(
     if swapped:
         kept = [_likeness(one, swap) for one, swap in swapped]
         found.append(mean("rest kept", kept, _pictures([one for one, _ in swapped])))
+    articled = [(one, swap.articles_in(one.after, one.begun)) for one, swap in swapped]
+    if articled := [(one, fits) for one, fits in articled if fits]:
+        found.append(share("articles fit", [all(fits) for _, fits in articled], _pictures([o for o, _ in articled])))
     if "texts" in outcomes:
         found += _locality("text: ", _untouched(outcomes["texts"], swaps, None), intrudes=False)
     every = others[: len(others) // len(swaps)] if len(swaps) > 1 else others

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mmneurons.edits.directions import carried, covariance, whitened
-from mmneurons.edits.edit import Delta, Edit
+from mmneurons.edits.edit import SEEN, Delta, Edit
 from mmneurons.edits.forms import forms_of
 from mmneurons.edits.origin import about, versions
 from mmneurons.edits.stack import active
@@ -76,6 +76,8 @@ def learn(
         "method": "grounding",
         "general": general if found.eased > -float("inf") else None,
         "options": asdict(settings),
+        **lesson.asked,
+        SEEN: sorted(lesson.seen),
         "captions": lesson.captions,
         "false mentions": lesson.false,
         "versions": versions(),

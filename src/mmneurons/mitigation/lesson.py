@@ -16,8 +16,10 @@ from mmneurons.measures.hallucination import mentions
 from mmneurons.measures.objects import Vocabulary
 from mmneurons.measures.truth import Truth
 from mmneurons.mitigation.mentions import Mention, mentions_in
-from mmneurons.recordings import CaptionOptions, batches, record_pictures
+from mmneurons.recordings import MAX_NEW_TOKENS, CaptionOptions, batches, record_pictures
+from mmneurons.vlm.inputs import PREFIX, PROMPT
 from mmneurons.vlm.model import VLM
+from mmneurons.vlm.pictures import pixel_digest
 from mmneurons.vlm.recording import Recording
 
 __all__ = ["Lesson", "Shown", "Step", "Word", "read_lesson", "split"]
@@ -91,11 +93,15 @@ class Lesson:
         steps: of the captions.
         words: that are said, those most often wrong first.
         captions: how many there are.
+        asked: how they came about: ``prompt``, ``prefix`` and ``max_new_tokens``.
+        seen: what tells their pictures from others, see ``pixel_digest``.
     """
 
     steps: tuple[Step, ...]
     words: tuple[Word, ...]
     captions: int
+    asked: CaptionOptions
+    seen: frozenset[str]
 
     @property
     def false(self) -> int:
@@ -130,12 +136,16 @@ def read_lesson(
         progress: told how many pictures are done.
         **how: of captions.
     """
+    asked: CaptionOptions = {"prompt": PROMPT, "prefix": PREFIX, "max_new_tokens": MAX_NEW_TOKENS, **how}
     draw = random.Random(seed)
+    seen: set[str] = set()
     steps: list[Step] = []
     false, true = Counter[str](), Counter[str]()
     done = 0
     for batch in batches(pictures):
-        recordings = record_pictures(vlm, [one.open() for one in batch], image_budget=0, **how)
+        images = [one.open() for one in batch]
+        seen.update(map(pixel_digest, images))
+        recordings = record_pictures(vlm, images, image_budget=0, **asked)
         for one, recording in zip(batch, recordings, strict=True):
             found = mentions_in(recording, one.truth, known)
             false.update(mention.name for mention in found if not mention.there)
@@ -146,7 +156,7 @@ def read_lesson(
             progress(done)
     words = [Word(name, false[name], true[name]) for name in {*false, *true}]
     ordered = tuple(sorted(words, key=lambda word: (-word.false, -word.true, word.name)))
-    return Lesson(tuple(steps), ordered, done)
+    return Lesson(tuple(steps), ordered, done, asked, frozenset(seen))
 
 
 def _steps_of(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from mmneurons.edits.edit import Edit
+from mmneurons.edits.edit import QUALITY, Edit
 from mmneurons.mitigation.grounded import Grounded
 from mmneurons.mitigation.lesson import Lesson
 from mmneurons.reports.mitigation import SIGNATURE, Written, changes_table, how_to_use, write_folder
@@ -49,7 +49,8 @@ def write_grounding(
         "refusal": proof.refusal,
     }
     page = _page(vlm, edit, lesson, proof, made_by, peft)
-    return write_folder(folder, vlm, None if proof.refusal else edit, told, page, peft)
+    proved = replace(edit, measured={**edit.measured, QUALITY: told["figures"]})
+    return write_folder(folder, vlm, None if proof.refusal else proved, told, page, peft)
 
 
 def _none_said(recipe: Mapping[str, object]) -> str:

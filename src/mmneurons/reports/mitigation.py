@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mmneurons.edits.edit import Edit
+from mmneurons.edits.edit import QUALITY, Edit
 from mmneurons.edits.joined import joined
 from mmneurons.errors import RunError
 from mmneurons.measures.figures import Figure
@@ -106,7 +106,9 @@ def write_mitigation(
         "refusal": proof.refusal,
     }
     page = _page(vlm, survey, mitigation, made_by, at_least, peft)
-    return write_folder(folder, vlm, None if proof.refusal else joined(mitigation.edits), told, page, peft)
+    measured = {QUALITY: {"words": told["words"], "elsewhere": told["elsewhere"]}}
+    edit = None if proof.refusal else replace(joined(mitigation.edits), measured=measured)
+    return write_folder(folder, vlm, edit, told, page, peft)
 
 
 def write_folder(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
+from mmneurons.edits.edit import QUALITY as MEASURED
 from mmneurons.edits.edit import Edit
 from mmneurons.engines.proving import Proof
 from mmneurons.errors import RunError
@@ -19,7 +21,7 @@ from mmneurons.whole_files import is_half, write_whole
 
 __all__ = ["check_proof_folder", "write_proof"]
 
-PAGE, QUALITY, OUTCOMES = "README.md", "quality.json", "outcomes.parquet"
+PAGE, QUALITY, OUTCOMES, EDIT = "README.md", "quality.json", "outcomes.parquet", "edit.safetensors"
 
 SHOWN = 12
 """How many captions that changed stand on the page."""
@@ -31,6 +33,8 @@ _MEANINGS = (
     "pictures that show neither as far as is known (of a word that is only not to be said: that did not say it): the "
     "same word for word; F1 of the words; the target said; steps with the same most likely token, with the same ten in "
     "order, KL(before ‖ after) in nats a step, teacher-forced",
+    "*articles fit*: share of swapped captions with a or an right before the target in which it is the one that fits; "
+    "where it is not, the caption counts as swapped all the same",
     "*rest kept*: F1 of all words of swapped captions but source and target",
     "*text:* the same over answers to prompts without a picture",
     "*nats a token*: surprise of the unedited model, perplexity is its exponential; *elsewhere*: captions that said "
@@ -54,7 +58,7 @@ def check_proof_folder(folder: Path, edits: list[Edit]) -> None:
     if not there:
         return
     telling = [name for name in (QUALITY, UNFINISHED) if name in there]
-    if not {PAGE, QUALITY, OUTCOMES, UNFINISHED}.issuperset(there) or not telling:
+    if not {PAGE, QUALITY, OUTCOMES, EDIT, UNFINISHED}.issuperset(there) or not telling:
         raise RunError(f"{str(folder)!r} holds other files. Choose an empty folder, or a new one, with --out.")
     asked = [one.edit_id for one in edits]
     if any(_measured_of(folder / name) != asked for name in telling):
@@ -72,6 +76,8 @@ def _measured_of(path: Path) -> list[str]:
 
 def write_proof(folder: Path, proof: Proof) -> Path:
     """Write ``README.md``, ``quality.json`` and ``outcomes.parquet``; what was kept of unfinished work is removed.
+
+    Of one edit ``edit.safetensors``, too: the same edit, with its figures in ``measured``.
 
     Raises:
         RunError: see ``check_proof_folder``.
@@ -95,6 +101,9 @@ def write_proof(folder: Path, proof: Proof) -> Path:
         "quality": {name: own.as_json() for name, own in proof.columns.items()},
     }
     write_whole(folder / QUALITY, (json.dumps(kept, indent=1, ensure_ascii=False) + "\n").encode())
+    if len(proof.edits) == 1:
+        own, quality = proof.edits[0], next(iter(proof.columns.values()))
+        replace(own, measured={**own.measured, MEASURED: quality.as_json()}).save(folder / EDIT)
     write_whole(folder / PAGE, _page(proof).encode())
     (folder / UNFINISHED).unlink(missing_ok=True)
     return folder / PAGE

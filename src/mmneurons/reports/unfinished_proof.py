@@ -36,7 +36,7 @@ def key_of(vlm: VLM, edits: Sequence[Edit], tried: Tried) -> str:
         torch.cuda.get_device_name(vlm.device) if vlm.device.type == "cuda" else "",
         generator(vlm).generation_config,
         [(one.edit_id, sorted(one.recipe.items(), key=lambda item: item[0])) for one in edits],
-        [[(one.name, one.pixels) for one in part] for part in (tried.pictures, tried.learned)],
+        [[(one.name, one.pixels) for one in part] for part in (tried.pictures, tried.learned, tried.kept)],
         sorted(tried.truths.items()),
         None if known is None else (sorted(known.names), sorted(known.surface.items()), known.told),
         list(tried.hops),

@@ -21,6 +21,7 @@ __all__ = [
     "forced_inputs",
     "generator",
     "image_positions",
+    "may_not_say",
     "never_said",
     "prompt_length",
 ]
@@ -80,6 +81,14 @@ def never_said(vlm: VLM, suppressed: Iterable[int] | None = None) -> set[int]:
     """
     own = set(suppressed or getattr(generator(vlm).generation_config, "suppress_tokens", None) or ())
     return own if vlm.image_token_id is None else own | {vlm.image_token_id}
+
+
+def may_not_say(vlm: VLM, tokens: Sequence[int]) -> bool:
+    """Whether the checkpoint's own settings keep generation from saying these tokens in a row."""
+    banned = [list(one) for one in getattr(generator(vlm).generation_config, "bad_words_ids", None) or ()]
+    return bool(never_said(vlm).intersection(tokens)) or any(
+        list(tokens[start : start + len(one)]) == one for one in banned for start in range(len(tokens))
+    )
 
 
 def changes_logits(vlm: VLM) -> list[str]:
