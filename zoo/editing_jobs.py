@@ -24,9 +24,9 @@ SWAPS, SUPPRESSED, COMPARED = 104, 20, 10
 MARGINS = (4.0, 8.0, 16.0, 24.0, 40.0)
 
 RIVALS: Mapping[str, tuple[str, Mapping[str, object]]] = {
-    "learned": ("learned", {"keep": 5.0, "rate": 0.05}),
+    "learned": ("learned", {}),
     "refined": ("refined", {}),
-    "knowledge neurons": ("knowledge_neurons", {"finder": "contribution"}),
+    "knowledge neurons, by contribution": ("knowledge_neurons", {"finder": "contribution"}),
     "erase": ("erase", {}),
     "scale": ("scale", {}),
     "fine-tune, the same columns": ("finetune", {}),

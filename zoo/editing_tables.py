@@ -210,14 +210,14 @@ def _within(groups: Mapping[str, Sequence[Row]], pairs: Container[tuple[str, str
 def _compared(rows: Sequence[Row], kind: str) -> list[dict[str, list[Row]]]:
     """What was measured of a kind beside the default, on the pairs that all have.
 
-    What has less than half of the pairs that others have would leave the others with as few: it stands alone.
+    What has less than a third of the pairs that others have would leave the others with as few: it stands alone.
     """
     found = _named(rows, kind)
     if not found:
         return []
     usual = {f"{name} (default)": own for name, own in _named(rows, "swap").items()}
     most = max(len(own) for own in found.values())
-    wide = {name: own for name, own in found.items() if 2 * len(own) >= most}
+    wide = {name: own for name, own in found.items() if 3 * len(own) >= most}
     tried = [wide, *({name: own} for name, own in found.items() if name not in wide)]
     together = [usual | groups for groups in tried]
     return [_within(groups, pairs) for groups in together if (pairs := _pairs(groups))]
