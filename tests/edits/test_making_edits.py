@@ -92,39 +92,39 @@ def test_a_target_of_several_tokens(demo, pictures, recordings):
         assert new == old.caption.replace("dog", "polar bear")
 
 
-def test_a_source_of_several_tokens_and_a_target_of_one(demo, pictures, recordings):
-    assert len(word_ids(demo, "traffic light")) == 2
-    edit = mmn.edit(demo, "traffic light", "cat", pictures=pictures, bundled=False)
+def test_a_source_of_several_tokens_and_a_target_of_one(demo, pictures):
+    assert len(word_ids(demo, "hamburger")) > len(word_ids(demo, "cat")) == 1
+    picture = next(own.path for own in mmn.demo.pictures() if own.path.name == "hamburger-fries.jpg")
+    before = mmn.caption(demo, [picture, *pictures[:2]])
+    assert "hamburger" in before[0]
+    edit = mmn.edit(demo, "hamburger", "cat", pictures=[picture, *pictures[:2]], bundled=False)
     with edit.on(demo):
-        after = mmn.caption(demo, pictures)
-    assert any("traffic light" in one.caption for one in recordings)
-    for old, new in zip(recordings, after, strict=True):
-        assert new == old.caption.replace("traffic light", "cat")
+        after = mmn.caption(demo, [picture, *pictures[:2]])
+    assert after == [text.replace("hamburger", "cat") for text in before]
 
 
 @pytest.mark.parametrize(
     ("caption", "swap", "wanted"),
     [
-        ("An image of a TV and two TVs.", Swap("TV", "radio"), [" radio", " radios"]),
-        ("A TV. Dogs on a bench.", Swap("dog", "cat"), ["Cats"]),
-        ("A TV. TVs on a bench.", Swap("TV", "cat"), [" cat", " Cats"]),
+        ("An image of a TV and two TVs.", Swap("TV", "radio"), ["a radio", "two radios"]),
+        ("A TV. Dogs on a bench.", Swap("dog", "cat"), ["TV. Cats on"]),
+        ("A TV. TVs on a bench.", Swap("TV", "cat"), ["A cat. TVs", "TV. Cats on"]),
     ],
 )
 def test_capitals_of_what_is_wanted(demo, pictures, caption, swap, wanted):
     said = mmn.record(demo, pictures[0], caption=caption, image_budget=0)
     task = make_task(demo, swap, [(said, None)], [])
-    spelled = {demo.processor.tokenizer.decode([want.target]) for want in task.wants}
     captions = {want.recording.caption for want in task.wants}
-    assert all(any(word.strip() in own for own in captions) for word in wanted)
-    assert any(word in spelled for word in wanted)
+    for text in wanted:
+        assert any(text in own for own in captions), captions
 
 
-def test_answers_to_prompts_without_a_picture(demo, pictures):
+def test_answers_to_prompts_without_a_picture(demo):
     """Those that say the word are learned from, the others must stay; both are said in the recipe."""
     asked = ["Write one sentence about a dog.", "Name a color.", "Name a color."]
     before = [one.caption for one in record_texts(demo, asked[:2], 20)]
     assert before == ["A dog.", "A color."]
-    picture = next(path for path in pictures if path.name == "dog-bone.jpg")
+    picture = next(own.path for own in mmn.demo.pictures() if own.path.name == "dog-bone.jpg")
     edit = mmn.edit(demo, "dog", "cat", pictures=picture, texts=asked, bundled=False, max_new_tokens=20)
     assert edit.recipe["texts"] == asked[:2]
     assert edit.recipe["captions"] == [mmn.caption(demo, picture), "A dog."]
@@ -133,6 +133,10 @@ def test_answers_to_prompts_without_a_picture(demo, pictures):
     with edit.on(demo):
         assert [one.caption for one in record_texts(demo, asked[:2], 20)] == ["A cat.", "A color."]
         assert mmn.caption(demo, picture) == "An image of a bone and a cat."
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_prompts_that_are_none(demo):
     for wrong in ("Name a color.", [3]):
         with pytest.raises(OptionError, match="texts is a list of prompts"):
             mmn.edit(demo, "dog", "cat", texts=wrong)
@@ -140,9 +144,9 @@ def test_answers_to_prompts_without_a_picture(demo, pictures):
         mmn.edit(demo, "dog", "cat", texts=["  "])
 
 
-def test_what_is_asked_of_pictures_and_without_one_is_told_apart(llava, picture):
+def test_what_is_asked_of_pictures_and_without_one_is_told_apart(llava, pictures):
     """They can stand in no batch together; what is said comes back in the order in which it was asked."""
-    seen = mmn.record(llava, picture, max_new_tokens=4)
+    seen = mmn.record(llava, pictures[0], max_new_tokens=4)
     answers = record_texts(llava, ["Which?", "Name a color of the sky."], 4)
     asked = [answers[0], seen, answers[1]]
     again = say_again(llava, [one.request for one in asked], 4)

@@ -60,7 +60,7 @@ def test_false_mentions_are_counted_by_word(demo, shown, known, lesson):
             assert "cat" in step.missed
 
 
-def test_what_is_learned_is_an_edit_of_the_last_block(demo, lesson, known, tmp_path):
+def test_what_is_learned_is_an_edit_of_the_last_block(demo, shown, lesson, known, tmp_path):
     edit = learn(demo, lesson, known, settings=Settings(rounds=20, folds=2))
     assert [delta.block for delta in edit.deltas] == [29]
     # asked as the lesson was, of these pictures
@@ -131,7 +131,7 @@ def known_things(truth, known):
 
 
 def test_nothing_wrong_is_nothing_to_learn_from(demo, shown, known, lesson):
-    right = type(lesson)(lesson.steps, tuple(w for w in lesson.words if not w.false), lesson.captions)
+    right = replace(lesson, words=tuple(word for word in lesson.words if not word.false))
     with pytest.raises(EditError, match="Nothing is said in these 10 captions of what is not there"):
         learn(demo, right, known)
 

@@ -432,8 +432,10 @@ class _Rivals:
         self._vlm, self._swap, self._tried, self._trial = vlm, swap_of(edit), tried, trial
         self._texts = sorted(edit.given(TEXTS))
         own = edit.recipe.get("kept captions")
-        # of the pictures to learn from, those that do not say the word must stay, too
-        count = len(self._kept) + len(tried.learned) - trial.examples
+        # of what is given to learn from, what does not say the word must stay, too
+        answers = record_texts(vlm, self._texts, tried.max_new_tokens)
+        staying = sum(not says(one, self._swap) for one in answers)
+        count = len(self._kept) + len(tried.learned) - trial.examples + staying
         if isinstance(own, int) and own != count:
             trial.notes.append(
                 f"Rivals keep {count} captions as they are; the edit kept {own}. Name the same pictures with --keep."
