@@ -1,13 +1,15 @@
 """``mmn.edit``: from a word to an edit, on the demo model."""
 
 import pytest
+import torch
 
 import mmneurons as mmn
 from mmneurons.edits import make
-from mmneurons.edits.task import Swap, check_words, make_task, says
-from mmneurons.errors import EditError, OptionError
+from mmneurons.edits.task import Swap, check_words, ids_of, make_task, says
+from mmneurons.errors import EditError, OptionError, RecordingError
 from mmneurons.recordings import record_texts, say_again
-from mmneurons.vlm.inputs import word_ids
+from mmneurons.vlm.inputs import collate, word_ids
+from mmneurons.vlm.upper import Said, upper
 
 pytestmark = pytest.mark.demo
 
@@ -149,8 +151,15 @@ def test_what_is_asked_of_pictures_and_without_one_is_told_apart(llava, pictures
     seen = mmn.record(llava, pictures[0], max_new_tokens=4)
     answers = record_texts(llava, ["Which?", "Name a color of the sky."], 4)
     asked = [answers[0], seen, answers[1]]
-    again = say_again(llava, [one.request for one in asked], 4)
+    requests = [one.request for one in asked]
+    again = say_again(llava, requests, 4)
     assert [one.token_ids.tolist() for one in again] == [one.token_ids.tolist() for one in asked]
+    said = [Said(one.request, ids_of(one), tuple(range(len(one)))) for one in asked]
+    for size in (1, 16):
+        found = upper(llava, said, 1, size).logits([])
+        torch.testing.assert_close(found, torch.cat([one.logits for one in asked]), rtol=1e-4, atol=1e-5)
+    with pytest.raises(RecordingError, match="Only some of these have pixel_values, so they cannot be one batch"):
+        collate(requests, 0)
 
 
 @pytest.mark.parametrize(

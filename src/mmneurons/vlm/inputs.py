@@ -202,7 +202,16 @@ def collate(requests: Sequence[Request], pad_token_id: int, left: bool = True) -
         pad_token_id: what stands for no token.
         left: pad on the left, where the prompt is gone on with on the right; on the right for an encoder, whose
             positions may be counted from the beginning.
+
+    Raises:
+        RecordingError: they have different inputs: what only some have would be left out.
     """
+    if any(request.inputs.keys() != requests[0].inputs.keys() for request in requests):
+        every = [set(request.inputs) for request in requests]
+        names = sorted(set().union(*every) - set.intersection(*every))
+        raise RecordingError(
+            f"Only some of these have {', '.join(names)}, so they cannot be one batch. Ask them apart."
+        )
     batch: dict[str, Tensor] = {}
     for name in requests[0].inputs:
         tensors = [request.inputs[name] for request in requests]

@@ -146,16 +146,19 @@ def upper(vlm: VLM, said: Sequence[Said], block: int, size: int = 16, remember: 
 
 
 def _groups(vlm: VLM, said: Sequence[Said], size: int) -> Iterator[list[int]]:
-    """Sequences that are run together: such of about the same length, or of the same one where padding would matter."""
+    """Sequences that are run together: such of about the same length, or of the same one where padding would matter.
+
+    What is asked of pictures and what is asked without one are never together.
+    """
     lengths = [_length(vlm, one) for one in said]
-    ordered = sorted(range(len(said)), key=lambda index: lengths[index])
+    names = [sorted(one.request.inputs) for one in said]
+    ordered = sorted(range(len(said)), key=lambda index: (names[index], lengths[index]))
     padded = family_of(vlm).padded and not vlm.is_encoder_decoder and family_of(vlm).unread == 0
     group: list[int] = []
     for index in ordered:
-        same = (
-            not group
-            or padded
-            or (lengths[index] == lengths[group[0]] and _shapes(said[index]) == _shapes(said[group[0]]))
+        same = not group or (
+            names[index] == names[group[0]]
+            and (padded or (lengths[index] == lengths[group[0]] and _shapes(said[index]) == _shapes(said[group[0]])))
         )
         if group and (len(group) == size or not same):
             yield group
