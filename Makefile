@@ -13,7 +13,8 @@ demo: $(VENV)/demo.stamp
 	$(VENV)/bin/mmn demo
 
 test: $(VENV)/dev.stamp browser
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile --ignore=tests/families
+	OMP_NUM_THREADS=1 $(RUN) -m pytest tests/families
 
 lint: $(VENV)/dev.stamp
 	$(RUN) -m ruff check

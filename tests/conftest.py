@@ -21,14 +21,6 @@ FAMILIES = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """With ``--dist loadgroup`` a worker takes whole files; those of all families, whose table is one, go together."""
-    for item in items:
-        together = item.path.parent if item.get_closest_marker("families") else item.path
-        item.add_marker(pytest.mark.xdist_group(str(together.relative_to(item.config.rootpath))))
-
-
 @pytest.fixture(scope="session", params=FAMILIES)
 def vlm(request):
     """A tiny random model of every family."""

@@ -52,10 +52,7 @@ def outcomes(request):
 
 @pytest.fixture
 def whole(request, outcomes):
-    """Whether all tests that show something were asked for, of all families; all must have run in this process then."""
-    asked = [_asked(item) for item in request.session.items]
-    if not ({test for test, _ in asked} >= set(SHOWS) and {name for _, name in asked} >= set(FAMILIES)):
-        return False
-    names, shown = map(set, zip(*outcomes, strict=True))
-    assert (names, shown) == (set(FAMILIES), set(SHOWS.values())), "pytest -n needs --dist loadgroup"
-    return True
+    """Whether all tests that show something were asked for, of all families, and have run in this process."""
+    shows = [own for own in map(_asked, request.session.items) if own[0] in SHOWS and own[1] in FAMILIES]
+    asked = {test for test, _ in shows} == set(SHOWS) and {name for _, name in shows} == set(FAMILIES)
+    return asked and sum(map(len, outcomes.values())) >= len(shows)

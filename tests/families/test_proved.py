@@ -46,7 +46,7 @@ def _unplaced(vlm) -> bool:
 
 def test_the_table_is_what_the_tests_have_shown(outcomes, whole):
     if not whole:
-        pytest.skip("only with the tests of all families: pytest -m families")
+        pytest.skip("only with the tests of all families, in one process: pytest tests/families")
     results = {name: shown(outcomes, name) for name in FAMILIES}
     assert not [name for name, properties in results.items() if "failed" in properties.values()]
     if WRITE:
