@@ -40,10 +40,10 @@ __all__ = [
     "VisionTower",
     "asked_of_captions",
     "finder_options",
-    "lines_of",
     "load_model",
     "named_options",
     "pictures_of",
+    "prompts_of",
     "shown_path",
     "typed",
 ]
@@ -139,21 +139,19 @@ def asked_of_captions(prompt: str | None, prefix: str | None, max_new_tokens: in
     return asked
 
 
-def lines_of(path: Path) -> list[str]:
-    """The lines of a text file that hold something.
+def prompts_of(path: Path) -> list[str]:
+    """The prompts of a text file, one a line.
 
     Raises:
         SourceError: it cannot be read, or holds nothing.
     """
     from mmneurons.errors import SourceError
+    from mmneurons.sources.lines import read_lines
 
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"{str(path)!r} cannot be read: {error}. It is a text file, a prompt a line.") from error
-    if not any(lines):
+    lines = [line.strip() for line in read_lines(path, "prompt") if line.strip()]
+    if not lines:
         raise SourceError(f"{str(path)!r} holds nothing. Write a prompt a line.")
-    return [line for line in lines if line]
+    return lines
 
 
 def finder_options(finder: str, said: Sequence[str]) -> dict[str, object]:

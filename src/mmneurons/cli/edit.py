@@ -26,10 +26,10 @@ from mmneurons.cli.common import (
     TrustRemoteCode,
     VisionTower,
     asked_of_captions,
-    lines_of,
     load_model,
     named_options,
     pictures_of,
+    prompts_of,
 )
 from mmneurons.cli.output import Output
 
@@ -143,7 +143,7 @@ def command(
     if why := why_unwritable(out):
         raise EditError(f"The edit could not be written to {str(out)!r}: {why}. Choose another place with --out.")
     solver = make_method(method, named_options("--option", option or []))
-    asked = [] if texts is None else lines_of(texts)
+    asked = [] if texts is None else prompts_of(texts)
     learned = pictures_of(inputs, output, images=images, column=column, limit=limit, sample=sample, seed=seed)
     kept = pictures_of(keep, output) if keep else {}
     vlm = load_model(model, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)

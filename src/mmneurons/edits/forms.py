@@ -37,9 +37,7 @@ def plural_of(word: str) -> str | None:
     found = next(iter(getInflection(folded, tag="NNS")), None)
     if found is None or found == folded:
         return None
-    # capitals inside a word stay: TV, TVs
-    own = last + found[len(last) :] if found.startswith(folded) else _cased(found, last)
-    return f"{head} {own}".strip()
+    return f"{head} {_cased(found, last)}".strip()
 
 
 def forms_of(word: str, inflections: bool = True) -> tuple[Form, ...]:
@@ -61,8 +59,7 @@ def all_forms(word: str) -> frozenset[str]:
 
 def _singular_of(word: str) -> str:
     head, _, last = word.rpartition(" ")
-    base = _base_of(last)
-    return f"{head} {last[: len(base)] if fold(last).startswith(base) else _cased(base, last)}".strip()
+    return f"{head} {_cased(_base_of(last), last)}".strip()
 
 
 def _base_of(last: str) -> str:
@@ -70,6 +67,10 @@ def _base_of(last: str) -> str:
 
 
 def _cased(word: str, like: str) -> str:
+    """A form with the capitals of another: all, where one goes on as the other does (TV, TVs), else the first."""
+    shared = min(len(word), len(like))
+    if word[:shared] == fold(like[:shared]):
+        return like[:shared] + word[shared:]
     return with_capital(word) if like[:1].isupper() else word
 
 

@@ -69,21 +69,22 @@ def losses(
         weights: β and γ; α and κ stand in ``kept_terms``.
         draw: chooses batches.
     """
-    logits = wanted.logits(added(shown)).log_softmax(-1)
+    now = added(shown)
+    logits = wanted.logits(now).log_softmax(-1)
     first = torch.tensor([len(with_next(want).steps) for want in task.wants]).cumsum(0).tolist()
-    losses: dict[int, list[Tensor]] = {}
+    missed: dict[int, list[Tensor]] = {}
     repeats: dict[int, list[Tensor]] = {}
     for want, begin, end in zip(task.wants, [0, *first], first, strict=False):
         key = id(want.recording)
-        losses.setdefault(key, []).append(_loss_of(want, logits[begin]))
+        missed.setdefault(key, []).append(_loss_of(want, logits[begin]))
         if end - begin > 1 and want.target is not None:
             again = logits[begin + 1, want.target].exp()
             repeats.setdefault(key, []).append(-torch.log((1 - again).clamp_min(1e-6)))
-    terms = torch.stack([torch.stack(own).max() for own in losses.values()]).mean()
+    terms = torch.stack([torch.stack(own).max() for own in missed.values()]).mean()
     if weights.repeat and repeats:
         terms = terms + weights.repeat * torch.stack([torch.stack(own).max() for own in repeats.values()]).mean()
     if weights.size:
-        terms = terms + weights.size * torch.cat([own.vectors.flatten() for own in added(shown)]).norm()
+        terms = terms + weights.size * torch.cat([own.vectors.flatten() for own in now]).norm()
     found = [terms]
     for weight, choices in kept_terms:
         kept, above = draw.choice(choices)

@@ -93,8 +93,9 @@ def edit(
     word = source if isinstance(source, str) else findings[0].word
     swap = Swap(word.strip(), None if to is None else to.strip(), inflections)
     check_words(vlm, swap)
-    given_kept = _several(keep)
-    check_kept([one for one in given_kept if isinstance(one, Recording)], swap)
+    staying = _several(keep)
+    check_kept([one for one in staying if isinstance(one, Recording)], swap)
+    asked = list(dict.fromkeys(_prompts(texts)))
     model = about(vlm)
     how = {"prompt": prompt, "prefix": prefix, "max_new_tokens": max_new_tokens}
 
@@ -109,7 +110,6 @@ def edit(
             known.update(zip(fresh, said, strict=True))
         return [*(one for one in given if isinstance(one, Recording)), *(known[key] for key in opened)]
 
-    asked = list(dict.fromkeys(_prompts(texts)))
     answers = record_texts(vlm, asked, max_new_tokens)
     named = [*recorded(_several(pictures)), *answers]
     examples: list[tuple[Recording, Word | None]] = [(one.found.recording, _as_word(one)) for one in findings]
@@ -117,7 +117,7 @@ def edit(
     if not examples:
         raise EditError(_nothing_says(swap, prefix, named))
     others = [recording for recording in named if not says(recording, swap)]
-    others += recorded(given_kept)
+    others += recorded(staying)
     check_kept(others, swap)
     if bundled:
         others += [one for one in recorded([NAME]) if not says(one, swap)]

@@ -116,9 +116,9 @@ class Swap:
             text: a caption, the prefix counted in.
             begun: where what the model said begins.
         """
-        found = {place for form in self.forms for place in places_of(text, begun, form.text, self.inflections)}
+        found = self._places(self.forms, text, begun)
         within = self._targets_in(text, begun)
-        return sorted(one for one in found if not any(own[0] <= one[0] and one[1] <= own[1] for own in within))
+        return [one for one in found if not any(own[0] <= one[0] and one[1] <= own[1] for own in within)]
 
     def target_in(self, text: str, begun: int) -> bool:
         """Whether a text says what takes the word's place."""
@@ -127,17 +127,17 @@ class Swap:
     def articles_in(self, text: str, begun: int) -> list[bool]:
         """Of every "a" or "an" right before what takes the word's place, whether it is the one that fits."""
         found = []
-        for start, stop in sorted({*self._targets_in(text, begun)}):
+        for start, stop in self._targets_in(text, begun):
             before = fold(text[:start]).split()
             if text[:start][-1:].isspace() and before[-1:] in (["a"], ["an"]):
                 found.append((before[-1] == "an") == takes_an(text[start:stop]))
         return found
 
     def _targets_in(self, text: str, begun: int) -> list[tuple[int, int]]:
-        if self.to is None:
-            return []
-        forms = forms_of(self.to, self.inflections)
-        return [place for form in forms for place in places_of(text, begun, form.text, self.inflections)]
+        return [] if self.to is None else self._places(forms_of(self.to, self.inflections), text, begun)
+
+    def _places(self, forms: Sequence[Form], text: str, begun: int) -> list[tuple[int, int]]:
+        return sorted({place for form in forms for place in places_of(text, begun, form.text, self.inflections)})
 
     def instead_of(self, surface: str, begins: bool = False) -> str:
         """What takes the place of the word as it was said.

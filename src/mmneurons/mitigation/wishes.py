@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmneurons.edits.task import Swap, is_same_word
 from mmneurons.errors import SourceError
+from mmneurons.sources.lines import read_lines
 
 __all__ = ["Wish", "check_wishes", "read_wishes"]
 
@@ -41,14 +42,8 @@ def read_wishes(path: Path) -> tuple[Wish, ...]:
     Raises:
         SourceError: it cannot be read, holds no word, or contradicts itself.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(
-            f"The list {str(path)!r} cannot be read: {error}. It is a text file, a word a line."
-        ) from error
     wishes = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(read_lines(path, "word"), 1):
         own = line.partition("#")[0].strip()
         if own:
             wishes.append(_wish(own, f"Line {number} of {str(path)!r}"))

@@ -206,12 +206,9 @@ def collate(requests: Sequence[Request], pad_token_id: int, left: bool = True) -
     Raises:
         RecordingError: they have different inputs: what only some have would be left out.
     """
-    if any(request.inputs.keys() != requests[0].inputs.keys() for request in requests):
-        every = [set(request.inputs) for request in requests]
-        names = sorted(set().union(*every) - set.intersection(*every))
-        raise RecordingError(
-            f"Only some of these have {', '.join(names)}, so they cannot be one batch. Ask them apart."
-        )
+    every = [set(request.inputs) for request in requests]
+    if some := sorted(set.union(*every) - set.intersection(*every)):
+        raise RecordingError(f"Only some of these have {', '.join(some)}, so they cannot be one batch. Ask them apart.")
     batch: dict[str, Tensor] = {}
     for name in requests[0].inputs:
         tensors = [request.inputs[name] for request in requests]
