@@ -21,6 +21,9 @@ DEVELOPED = ("dog", "horse", "car", "tree", "apple", "guitar", "umbrella", "cloc
 """Words on which choices were made. They are not reported."""
 
 SWAPS, SUPPRESSED, COMPARED = 104, 20, 10
+QUICK = ("erase", "ban")
+"""Rivals that are quick enough for every word that is not to be said."""
+
 MARGINS = (4.0, 8.0, 16.0, 24.0, 40.0)
 
 RIVALS: Mapping[str, tuple[str, Mapping[str, object]]] = {
@@ -159,6 +162,12 @@ def jobs(names: Sequence[str]) -> Iterator[Job]:
     for source, _ in own[:SUPPRESSED]:
         yield Job("suppress", "least squares", "least_squares", {}, source, None)
     # pair by pair, so that all methods have the same pairs wherever it is stopped
+    for source, _ in own[:SUPPRESSED]:
+        for name in QUICK:
+            yield Job("suppress rival", name, *RIVALS[name], source, None)
+    for source, _ in own[:COMPARED]:
+        for name in [name for name in RIVALS if name not in QUICK]:
+            yield Job("suppress rival", name, *RIVALS[name], source, None)
     for source, to in own[:COMPARED]:
         for margin in MARGINS:
             yield Job("margin", f"least squares, margin {margin:g}", "least_squares", {"margin": margin}, source, to)

@@ -98,6 +98,24 @@ def _named(rows: Sequence[Row], *kinds: str) -> dict[str, list[Row]]:
     return groups
 
 
+RECALL = tuple(f"other objects: {what}" for what in ("said after", "there", "said before"))
+
+
+def _suppressing(groups: Mapping[str, Sequence[Row]]) -> list[str]:
+    lines = [
+        "| method | words | gone, learned from | held out | unseen style | unchanged, trained styles | unseen style "
+        "| change of recall | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in groups.items():
+        cells = [name, str(len(rows))]
+        cells += [_share(rows, f"{part}: met", f"{part}: said") for part in PARTS]
+        cells += [_share(rows, f"{style}: unchanged", f"{style}: captions") for style in STYLES]
+        cells += [_by_words(rows, *RECALL), f"{np.median([float(row['seconds']) for row in rows]):.0f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def _table(groups: Mapping[str, Sequence[Row]]) -> list[str]:
     lines = [
         "| method | edits | reliability | generality, trained styles | unseen style | unchanged, trained styles "
@@ -136,7 +154,7 @@ def _swaps(rows: Sequence[Row]) -> list[str]:
 def _suppressed(rows: Sequence[Row]) -> list[str]:
     lines = [f"- gone, {part}: {_share(rows, f'{part}: met', f'{part}: said')} captions" for part in PARTS]
     lines += [f"- unchanged, {s}: {_share(rows, f'{s}: unchanged', f'{s}: captions')} captions" for s in STYLES]
-    before, after, there = (f"other objects: {what}" for what in ("said before", "said after", "there"))
+    after, there, before = RECALL
     lines.append(
         f"- recall of other objects in captions that said the word: {_by_words(rows, before, there)} before, "
         f"{_by_words(rows, after, there)} after, a change of {_by_words(rows, after, there, before)} over words"
@@ -207,20 +225,21 @@ def _within(groups: Mapping[str, Sequence[Row]], pairs: Container[tuple[str, str
     return {name: [row for row in own if (row["source"], row["to"]) in pairs] for name, own in groups.items()}
 
 
-def _compared(rows: Sequence[Row], kind: str) -> list[dict[str, list[Row]]]:
-    """What was measured of a kind beside the default, on the pairs that all have.
+def _compared(rows: Sequence[Row], kind: str, usual: str = "swap") -> list[dict[str, list[Row]]]:
+    """What was measured of a kind beside the default (of the kind `usual`), on the pairs that all have.
 
-    What has less than a third of the pairs that others have would leave the others with as few: it stands alone.
+    What has less than a third of the pairs that others have would leave the others with as few: it has a table of its
+    own, with all others on its pairs.
     """
-    found = _named(rows, kind)
-    if not found:
-        return []
-    usual = {f"{name} (default)": own for name, own in _named(rows, "swap").items()}
-    most = max(len(own) for own in found.values())
-    wide = {name: own for name, own in found.items() if 3 * len(own) >= most}
-    tried = [wide, *({name: own} for name, own in found.items() if name not in wide)]
-    together = [usual | groups for groups in tried]
-    return [_within(groups, pairs) for groups in together if (pairs := _pairs(groups))]
+    rest = _named(rows, kind)
+    together = {f"{name} (default)": own for name, own in _named(rows, usual).items()}
+    tried = []
+    while rest:
+        most = max(len(own) for own in rest.values())
+        together = together | {name: own for name, own in rest.items() if 3 * len(own) >= most}
+        rest = {name: own for name, own in rest.items() if name not in together}
+        tried.append(together)
+    return [_within(groups, pairs) for groups in tried if (pairs := _pairs(groups))]
 
 
 def _page(rows: Sequence[Row], folder: Path) -> list[str]:
@@ -234,6 +253,9 @@ def _page(rows: Sequence[Row], folder: Path) -> list[str]:
         lines += _swaps(own)
     for own in _named(rows, "suppress").values():
         lines += [f"## {len(own)} words that are not to be said", "", *_suppressed(own), ""]
+    for number, own in enumerate(_compared(rows, "suppress rival", "suppress")):
+        title = "Rivals, on the same words" if not number else f"{[*own][-1]} and all others, on fewer words"
+        lines += [f"### {title}", "", *_suppressing(own), ""]
     margins, rivals = (_compared(rows, kind) for kind in ("margin", "rival"))
     for title, shown in (("The margin", margins), ("Rivals", rivals)):
         for number, own in enumerate(shown):
