@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import BertTokenizerFast
 
 import mmneurons as mmn
 from mmneurons.edits.learned import Learned, LoRA
@@ -14,9 +15,12 @@ from mmneurons.errors import OptionError
 from mmneurons.finders import Contribution, Target
 from mmneurons.measures.edit_outcome import Pool
 from mmneurons.vlm.sites import columns
+from mmneurons.vlm.spellings import respelled, spelled
 from mmneurons.vlm.upper import upper
 
 pytestmark = pytest.mark.demo
+
+PIECES = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "hot", "##dog", "##do", "##g", "dog")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +103,37 @@ def test_a_ban_is_of_all_forms_however_the_word_is_named(demo, named):
     } <= set(edit.banned)
     with edit.on(demo):
         assert not any("dog" in caption.lower() for caption in mmn.caption(demo, pictures))
+
+
+def test_other_spellings_of_a_banned_word_are_banned_too(demo):
+    pictures = [picture.path for picture in mmn.demo.pictures()[:4]]
+    edit = mmn.edit(demo, "dog", None, pictures=pictures, bundled=False, method="ban")
+    vocabulary = demo.processor.tokenizer.get_vocab()
+    assert {(vocabulary["Ġdo"], vocabulary["g"]), (vocabulary["Do"], vocabulary["g"])} <= set(edit.banned)
+    # the end of another word is not the word
+    assert (vocabulary["do"], vocabulary["g"]) not in edit.banned
+
+
+@pytest.mark.parametrize(
+    ("text", "others"),
+    [(" volleyball", [("Ġvolley", "ball"), ("Ġvol", "ley", "ball")]), ("Dog", [("Do", "g"), ("D", "o", "g")])],
+)
+def test_all_spellings_read_the_same(demo, text, others):
+    tokenizer = demo.processor.tokenizer
+    vocabulary = tokenizer.get_vocab()
+    found = respelled(tokenizer, vocabulary, text)
+    assert {tuple(vocabulary[one] for one in other) for other in others} | {spelled(tokenizer, text)} <= found
+    assert {tokenizer.decode(one) for one in found} == {text}
+    assert max(map(len, found)) <= 4
+
+
+def test_pieces_of_words_are_marked_in_wordpiece():
+    tokenizer = BertTokenizerFast(vocab={word: place for place, word in enumerate(PIECES)})
+    vocabulary = tokenizer.get_vocab()
+    assert respelled(tokenizer, vocabulary, "hotdog") == {
+        (vocabulary["hot"], vocabulary["##dog"]),
+        (vocabulary["hot"], vocabulary["##do"], vocabulary["##g"]),
+    }
 
 
 @pytest.mark.slow

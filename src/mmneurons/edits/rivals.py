@@ -18,6 +18,7 @@ from mmneurons.errors import OptionError
 from mmneurons.options import check_whole
 from mmneurons.vlm.readout import readout
 from mmneurons.vlm.sites import columns as columns_of
+from mmneurons.vlm.spellings import respelled, spelled
 
 __all__ = ["Ban", "Erase", "KnowledgeNeurons", "Scale"]
 
@@ -100,22 +101,28 @@ class Scale:
 
 @dataclass(frozen=True)
 class Ban:
-    """No edit: generation may not say the word's spellings (``bad_words_ids``), and no weight changes."""
+    """No edit: generation may not say the word, whatever tokens spell it (``bad_words_ids``); no weight changes.
+
+    Of spellings that are not the tokenizer's own those of at most four tokens are banned, and none that has neither a
+    blank before it nor a capital: it would be the end of other words.
+    """
 
     def __call__(self, task: Task) -> Solution:
         """Spell them: all forms, in lower case, capitals and with a capital, with and without a blank before them."""
         tokenizer = getattr(task.vlm.processor, "tokenizer", None)
         assert tokenizer is not None
-        swap = task.swap
+        swap, vocabulary = task.swap, tokenizer.get_vocab()
         forms = swap.spellings | (all_forms(swap.source) if swap.inflections else frozenset())
         joined = forms | {form.replace(" ", "-") for form in forms}
-        spelled = {
-            tuple(tokenizer(before + written, add_special_tokens=False)["input_ids"])
+        texts = {
+            before + written
             for form in joined
             for written in (form, with_capital(form), form.title(), form.upper())
             for before in ("", " ")
         }
-        return Solution((), settings(self), tuple(sorted(spelled)))
+        own = {spelled(tokenizer, text) for text in texts}
+        others = {one for text in texts if not text[0].islower() for one in respelled(tokenizer, vocabulary, text)}
+        return Solution((), settings(self), tuple(sorted(own | others)))
 
 
 def _scaled(task: Task, places: Sequence[tuple[int, int]], factor: float) -> tuple[Delta, ...]:
