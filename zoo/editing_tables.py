@@ -8,7 +8,7 @@ import argparse
 import csv
 import json
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,33 +102,30 @@ RECALL = tuple(f"other objects: {what}" for what in ("said after", "there", "sai
 
 
 def _suppressing(groups: Mapping[str, Sequence[Row]]) -> list[str]:
-    lines = [
-        "| method | words | gone, learned from | held out | unseen style | unchanged, trained styles | unseen style "
-        "| change of recall | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for name, rows in groups.items():
-        cells = [name, str(len(rows))]
-        cells += [_share(rows, f"{part}: met", f"{part}: said") for part in PARTS]
-        cells += [_share(rows, f"{style}: unchanged", f"{style}: captions") for style in STYLES]
-        cells += [_by_words(rows, *RECALL), f"{np.median([float(row['seconds']) for row in rows]):.0f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    heads = ("words", "gone, learned from", "held out", "unseen style")
+    more = ("unchanged, trained styles", "unseen style", "change of recall")
+    return _lines((*heads, *more), groups, lambda rows: [*_styled(rows, "unchanged"), _by_words(rows, *RECALL)])
 
 
 def _table(groups: Mapping[str, Sequence[Row]]) -> list[str]:
-    lines = [
-        "| method | edits | reliability | generality, trained styles | unseen style | unchanged, trained styles "
-        "| unseen style | intrusion, trained styles | unseen style | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = ("edits", "reliability", "generality, trained styles", "unseen style")
+    more = ("unchanged, trained styles", "unseen style", "intrusion, trained styles", "unseen style")
+    return _lines((*heads, *more), groups, lambda rows: [*_styled(rows, "unchanged"), *_styled(rows, "intruded")])
+
+
+def _styled(rows: Sequence[Row], what: str) -> list[str]:
+    return [_share(rows, f"{style}: {what}", f"{style}: captions") for style in STYLES]
+
+
+def _lines(
+    heads: Sequence[str], groups: Mapping[str, Sequence[Row]], more: Callable[[Sequence[Row]], list[str]]
+) -> list[str]:
+    """A line for each method: how often the request was met, what else is asked for, and how long it took."""
+    lines = [" | ".join(("| method", *heads, "seconds |")), "|---" * (len(heads) + 2) + "|"]
     for name, rows in groups.items():
-        cells = [name, str(len(rows))]
-        cells += [_share(rows, f"{part}: met", f"{part}: said") for part in PARTS]
-        cells += [
-            _share(rows, f"{style}: {w}", f"{style}: captions") for w in ("unchanged", "intruded") for style in STYLES
-        ]
-        lines.append("| " + " | ".join([*cells, f"{np.median([float(row['seconds']) for row in rows]):.0f}"]) + " |")
+        met = [_share(rows, f"{part}: met", f"{part}: said") for part in PARTS]
+        seconds = np.median([float(row["seconds"]) for row in rows])
+        lines.append("| " + " | ".join([name, str(len(rows)), *met, *more(rows), f"{seconds:.0f}"]) + " |")
     return lines
 
 
@@ -254,7 +251,7 @@ def _page(rows: Sequence[Row], folder: Path) -> list[str]:
     for own in _named(rows, "suppress").values():
         lines += [f"## {len(own)} words that are not to be said", "", *_suppressed(own), ""]
     for number, own in enumerate(_compared(rows, "suppress rival", "suppress")):
-        title = "Rivals, on the same words" if not number else f"{[*own][-1]} and all others, on fewer words"
+        title = "Rivals, on the same words" if not number else f"{[*own][-1]}, on fewer"
         lines += [f"### {title}", "", *_suppressing(own), ""]
     margins, rivals = (_compared(rows, kind) for kind in ("margin", "rival"))
     for title, shown in (("The margin", margins), ("Rivals", rivals)):

@@ -116,3 +116,20 @@ def test_what_has_few_pairs_stands_alone_and_leaves_the_others_theirs(tmp_path, 
     assert "FiNE" not in wide
     assert "| usual (default) | 1 |" in few
     assert "| FiNE | 1 |" in few
+
+
+def test_words_that_are_not_to_be_said_have_rivals_beside_them(tmp_path, monkeypatch):
+    made = [("suppress", "usual", source) for source in ("dog", "horse", "cow")]
+    made += [("suppress rival", "ban", "dog"), ("suppress rival", "ban", "cow")]
+    lines = [json.dumps({**ENTRY, "kind": kind, "name": name, "source": source}) for kind, name, source in made]
+    (tmp_path / "edits.jsonl").write_text("\n".join(lines))
+    page = tmp_path / "page"
+    monkeypatch.setattr("sys.argv", ["tables", "--edits", str(tmp_path / "edits.jsonl"), "--page", str(page)])
+    main()
+    _, rivals = (page / "README.md").read_text().split("### Rivals, on the same words")
+    assert "| usual (default) | 2 |" in rivals
+    (ban,) = [line for line in rivals.splitlines() if line.startswith("| ban | 2 |")]
+    cells = [cell.strip() for cell in ban.strip("|").split("|")]
+    assert [cell.split()[-1] for cell in (cells[3], cells[5])] == ["4", "4"]
+    # beside a dog two of three things are said, before and after; beside a cow four of five, and then three: the dog is not
+    assert cells[7] == "-0.125 [-0.200, 0.000]"
