@@ -131,5 +131,5 @@ def test_words_that_are_not_to_be_said_have_rivals_beside_them(tmp_path, monkeyp
     (ban,) = [line for line in rivals.splitlines() if line.startswith("| ban | 2 |")]
     cells = [cell.strip() for cell in ban.strip("|").split("|")]
     assert [cell.split()[-1] for cell in (cells[3], cells[5])] == ["4", "4"]
-    # beside a dog two of three things are said, before and after; beside a cow four of five, and then three: the dog is not
+    # beside a dog two of three things are said, before and after; beside a cow four of five, then three
     assert cells[7] == "-0.125 [-0.200, 0.000]"
