@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import mmneurons as mmn
+from mmneurons.edits.methods import make_method
 from zoo.sprites import read_concepts
 
-__all__ = ["KEPT", "Job", "jobs", "pairs", "swept", "words"]
+__all__ = ["KEPT", "Job", "defaults", "jobs", "pairs", "swept", "words"]
 
 KEPT = 160
 """How many scenes must stay as they are."""
@@ -183,10 +184,23 @@ def swept(names: Sequence[str]) -> Iterator[Job]:
         for title, tried in SWEPT.items():
             for method, given in tried:
                 options = {name: value for name, value in given.items() if name != "kept"}
-                own = ", ".join(f"{name} {_told(value)}" for name, value in given.items()) or "default"
+                own = _name(given)
                 kept = given.get("kept", KEPT)
                 assert isinstance(kept, int)
                 yield Job(f"sweep: {title}", own, method, options, source, to, kept)
+
+
+def defaults(title: str) -> list[str]:
+    """Names of what is swept of a method and is its default."""
+    return [
+        _name(given)
+        for method, given in SWEPT[title]
+        if "kept" not in given and make_method(method, given) == make_method(method, {})
+    ]
+
+
+def _name(given: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {_told(value)}" for name, value in given.items()) or "default"
 
 
 def _told(value: object) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 
 from mmneurons.edits.task import Swap
 from mmneurons.measures.intervals import wilson
+from zoo.editing_jobs import defaults
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -175,11 +176,12 @@ def _draw_swept(kinds: Mapping[str, Mapping[str, Sequence[Row]]], path: Path) ->
     for number, (kind, groups) in enumerate(kinds.items()):
         places = [_place(rows) for rows in groups.values()]
         # methods are tried on their own pairs of words, more or fewer
-        label = f"{kind.removeprefix(SWEEP)}, pairs of words: {len(_pairs(groups))}"
+        title = kind.removeprefix(SWEEP)
+        label = f"{title}, pairs of words: {len(_pairs(groups))}"
         axes.plot(*zip(*places, strict=True), "o", markersize=4, color=f"C{number}", label=label)
-        if "default" in groups:
-            axes.plot(*_place(groups["default"]), "o", markersize=9, fillstyle="none", color=f"C{number}")
-    axes.legend(frameon=False, fontsize=8)
+        for name in groups.keys() & {*defaults(title)}:
+            axes.plot(*_place(groups[name]), "o", markersize=9, fillstyle="none", color=f"C{number}")
+    figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=8)
     _save(figure, axes, path)
 
 
