@@ -64,6 +64,39 @@ def test_edits_together_are_what_the_changed_weights_say(model, pool, pictures, 
         assert one.agreement.divergence == pytest.approx(float((p.exp() * (p - new)).sum()), rel=1e-3)
 
 
+@pytest.mark.parametrize("begins", ["in the caption", "in the prompt"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_only_captions_that_hold_what_is_banned_are_generated_anew(
+    model, pool, pictures, edits, begins, beside, monkeypatch
+):
+    """What is banned may begin with the prompt's last token; an edit beside it changes others."""
+    first = pool.recordings[0]
+    ids = first.token_ids.tolist()
+    last = int(first.request.inputs["input_ids"][0, -1])
+    banned = tuple(ids[1:3]) if begins == "in the caption" else (last, ids[0])
+    ban = replace(edited.draw(model), deltas=(), banned=(banned, (*ids, 7)))
+    chosen = [ban, edits[0]] if beside else [ban]
+    asked = []
+    again = edit_outcome.say_again
+    monkeypatch.setattr(edit_outcome, "say_again", lambda *given: asked.append(len(given[1])) or again(*given))
+    found = pool.outcomes(chosen, Swap("dog", "cat"))
+    for edit in chosen:
+        edit.apply(model)
+    after = mmn.caption(model, pictures, max_new_tokens=6)
+    for edit in chosen:
+        edit.revert(model)
+    assert [one.after for one in found] == after
+    assert not found[0].unchanged
+    holding = sum(
+        (last, *own)[k : k + 2] == banned
+        for own in (tuple(one.token_ids.tolist()) for one in pool.recordings)
+        for k in range(len(own))
+    )
+    assert 0 < holding < len(pool)
+    assert holding <= asked[0]
+    assert beside or asked == [holding]
+
+
 def test_deltas_of_one_block_sum_up_before_they_are_rounded():
     model, processor = tiny.tiny_llava(seed=3)
     vlm = mmn.wrap(model.to(torch.bfloat16), processor)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mmneurons.edits.solution import Solution, live
+from mmneurons.edits.solution import Solution, holds, live
 from mmneurons.edits.task import Kept, Task, ids_of
 from mmneurons.recordings import batches
 from mmneurons.vlm.distributions import likeliest
@@ -53,7 +53,7 @@ def changed_captions(task: Task, solution: Solution) -> Changed:
     """
     kept = [one for one in task.kept if not one.own]
     if not solution.deltas:
-        return Changed(sum(_holds(ids_of(one.recording), solution.banned) for one in kept), len(kept))
+        return Changed(sum(holds(ids_of(one.recording), solution.banned) for one in kept), len(kept))
     added = live(task.vlm, solution.deltas)
     told = _tells(task.vlm, added)
     count = 0
@@ -63,12 +63,6 @@ def changed_captions(task: Task, solution: Solution) -> Changed:
         moved = (before != after).split(sizes)
         count += sum(bool(own.any()) for own in moved)
     return Changed(count, len(kept))
-
-
-def _holds(ids: Sequence[int], banned: Sequence[tuple[int, ...]]) -> bool:
-    return any(
-        tuple(ids[place : place + len(one)]) == one for one in banned for place in range(len(ids) - len(one) + 1)
-    )
 
 
 def _tells(vlm: VLM, added: Sequence[Added]) -> bool:

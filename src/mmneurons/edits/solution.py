@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,7 @@ from mmneurons.vlm.model import VLM
 from mmneurons.vlm.sites import dtype, split, weight
 from mmneurons.vlm.upper import Added, Upper, upper
 
-__all__ = ["Solution", "converged", "live", "margins", "reached", "settings"]
+__all__ = ["Solution", "converged", "holds", "live", "margins", "reached", "settings"]
 
 SURE = 0.9
 """The probability that a wanted token has to have."""
@@ -100,6 +100,13 @@ def converged(task: Task, solution: Solution) -> bool:
     above = solution.above
     above = upper(task.vlm, task.said(), solution.deltas[0].block) if above is None else above
     return all(reached(task, above, live(task.vlm, solution.deltas)))
+
+
+def holds(ids: Sequence[int], banned: Collection[tuple[int, ...]]) -> bool:
+    """Whether banned tokens stand one after another among these."""
+    return any(
+        tuple(ids[place : place + len(one)]) == one for one in banned for place in range(len(ids) - len(one) + 1)
+    )
 
 
 def settings(solver: object) -> Mapping[str, object]:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmneurons.edits.edit import Delta, Edit
-from mmneurons.edits.solution import live
+from mmneurons.edits.solution import holds, live
 from mmneurons.edits.stack import active, applied, check_fits
 from mmneurons.edits.task import Swap, ids_of, says
 from mmneurons.errors import EditError, OptionError
@@ -172,8 +172,8 @@ class Pool:
         """What is said with one edit, or several together, in force, greedily, whatever was asked for.
 
         A caption of which every step has the most likely token that it has without edits, read in the same batch with
-        them in force, is what would be generated again: only the others are. All are where words are banned, or where
-        the checkpoint's own settings change logits before a token is chosen, such as ``repetition_penalty``.
+        them in force, and that nowhere ends what is banned, is what would be generated again: only the others are. All
+        are where the checkpoint's own settings change logits before a token is chosen, such as ``repetition_penalty``.
 
         Raises:
             OptionError: there is no edit.
@@ -186,20 +186,19 @@ class Pool:
             check_fits(self.vlm, edit)
         deltas = [delta for edit in chosen for delta in edit.deltas]
         agreements: list[Agreement | None] = [None] * len(self.recordings)
-        changed = list(range(len(self.recordings)))
+        changed = {place for place, one in enumerate(self.recordings) if _ends_banned(one, chosen)}
         if deltas and self.recordings:
             pairs = self._logits(deltas)
             agreements = [_agreement(before, after) for before, after in pairs]
-            # what is banned, and what comes between logits and tokens, shows in no logits; ``likeliest`` knows what is
-            # suppressed
-            between = [name for name in changes_logits(self.vlm) if name != "suppress_tokens"]
-            if not between and not any(edit.banned for edit in chosen):
-                changed = [
-                    index
-                    for index, pair in enumerate(pairs)
-                    if not torch.equal(*(likeliest(self.vlm, logits) for logits in pair))
-                ]
-        again = self._generated(chosen, changed)
+            changed |= {
+                place
+                for place, pair in enumerate(pairs)
+                if not torch.equal(*(likeliest(self.vlm, logits) for logits in pair))
+            }
+        # what comes between logits and tokens shows in no logits; ``likeliest`` knows what is suppressed
+        if any(name != "suppress_tokens" for name in changes_logits(self.vlm)):
+            changed = {*range(len(self.recordings))}
+        again = self._generated(chosen, sorted(changed))
         found = []
         for index, (one, agreement) in enumerate(zip(self.recordings, agreements, strict=True)):
             own = again.get(index, one)
@@ -238,6 +237,17 @@ class Pool:
         with in_force(self.vlm, edits):
             made = say_again(self.vlm, [self.recordings[place].request for place in places], self._longest)
         return dict(zip(places, made, strict=True))
+
+
+def _ends_banned(recording: Recording, edits: Sequence[Edit]) -> bool:
+    """Whether what was generated, behind the prompt's last tokens, holds what an edit bans."""
+    banned = {sequence for edit in edits for sequence in edit.banned}
+    if not banned:
+        return False
+    longest = max(map(len, banned))
+    prompt = recording.request.inputs.get("input_ids")
+    before = [] if prompt is None else prompt[0].tolist()
+    return holds([*before[max(0, len(before) - longest + 1) :], *ids_of(recording)], banned)
 
 
 def lean(recording: Recording) -> Recording:
