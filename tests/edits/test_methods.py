@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from transformers import BertTokenizerFast
 
 import mmneurons as mmn
 from mmneurons.edits.learned import Learned, LoRA
 from mmneurons.edits.methods import METHODS, make_method
 from mmneurons.edits.neurons import best_neurons
-from mmneurons.edits.rivals import Erase, KnowledgeNeurons, Scale
-from mmneurons.edits.solution import live, reached
-from mmneurons.edits.task import Swap, make_task, says
+from mmneurons.edits.rivals import Ban, Erase, KnowledgeNeurons, Scale
+from mmneurons.edits.solution import holds, live, reached
+from mmneurons.edits.task import Swap, Task, make_task, says
 from mmneurons.errors import OptionError
 from mmneurons.finders import Contribution, Target
 from mmneurons.measures.edit_outcome import Pool
@@ -19,8 +18,6 @@ from mmneurons.vlm.spellings import respelled, spelled
 from mmneurons.vlm.upper import upper
 
 pytestmark = pytest.mark.demo
-
-PIECES = ("[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "hot", "##dog", "##do", "##g", "dog")
 
 
 @pytest.fixture(scope="module")
@@ -121,19 +118,31 @@ def test_other_spellings_of_a_banned_word_are_banned_too(demo):
 def test_all_spellings_read_the_same(demo, text, others):
     tokenizer = demo.processor.tokenizer
     vocabulary = tokenizer.get_vocab()
-    found = respelled(tokenizer, vocabulary, text)
+    found = respelled(tokenizer, vocabulary, spelled(tokenizer, text))
     assert {tuple(vocabulary[one] for one in other) for other in others} | {spelled(tokenizer, text)} <= found
     assert {tokenizer.decode(one) for one in found} == {text}
     assert max(map(len, found)) <= 4
 
 
-def test_pieces_of_words_are_marked_in_wordpiece():
-    tokenizer = BertTokenizerFast(vocab={word: place for place, word in enumerate(PIECES)})
-    vocabulary = tokenizer.get_vocab()
-    assert respelled(tokenizer, vocabulary, "hotdog") == {
-        (vocabulary["hot"], vocabulary["##dog"]),
-        (vocabulary["hot"], vocabulary["##do"], vocabulary["##g"]),
-    }
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ("traffic-light", "two traffic lights"),
+        ("traffic light", "a Traffic-Light"),
+        ("traffic  light", "a traffic light"),
+        ("driver's seat", "a driver’s seat"),
+    ],
+)
+def test_a_ban_is_of_a_phrase_however_it_is_joined(demo, named, said):
+    solution = Ban()(Task(demo, Swap(named, None), (), ()))
+    assert holds(ids(demo, f" {said}"), solution.banned)
+    assert not holds(ids(demo, " traffic and a light in the seat of a driver"), solution.banned)
+
+
+def test_a_ban_does_not_say_what_is_wanted_instead(demo):
+    pictures = [picture.path for picture in mmn.demo.pictures()[:4]]
+    made = [mmn.edit(demo, "dog", to, pictures=pictures, bundled=False, method="ban") for to in ("cat", None)]
+    assert [edit.converged for edit in made] == [False, True]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,12 +14,12 @@ from mmneurons.edits.edit import Delta
 from mmneurons.edits.forms import all_forms, with_capital
 from mmneurons.edits.neurons import best_neurons, by_block
 from mmneurons.edits.solution import Solution, settings
-from mmneurons.edits.task import Task
+from mmneurons.edits.task import Swap, Task
 from mmneurons.errors import OptionError
 from mmneurons.options import check_whole
 from mmneurons.vlm.readout import readout
 from mmneurons.vlm.sites import columns as columns_of
-from mmneurons.vlm.spellings import respelled, spelled
+from mmneurons.vlm.spellings import spellings
 
 __all__ = ["Ban", "Erase", "KnowledgeNeurons", "Scale"]
 
@@ -101,28 +102,26 @@ class Scale:
 
 @dataclass(frozen=True)
 class Ban:
-    """No edit: generation may not say the word, whatever tokens spell it (``bad_words_ids``); no weight changes.
+    """No edit: generation may not say the word (``bad_words_ids``); no weight changes.
 
-    Of spellings that are not the tokenizer's own those of at most four tokens are banned, and none that has neither a
-    blank before it nor a capital: it would be the end of other words.
+    Of spellings that are not the tokenizer's own those of at most four tokens are banned, see
+    ``mmneurons.vlm.spellings``. Longer words that are written with the word's tokens cannot be said either: "snowman"
+    and "manatee" where "man" is banned.
     """
 
     def __call__(self, task: Task) -> Solution:
         """Spell them: all forms, in lower case, capitals and with a capital, with and without a blank before them."""
         tokenizer = getattr(task.vlm.processor, "tokenizer", None)
         assert tokenizer is not None
-        swap, vocabulary = task.swap, tokenizer.get_vocab()
-        forms = swap.spellings | (all_forms(swap.source) if swap.inflections else frozenset())
-        joined = forms | {form.replace(" ", "-") for form in forms}
-        texts = {
-            before + written
-            for form in joined
-            for written in (form, with_capital(form), form.title(), form.upper())
-            for before in ("", " ")
-        }
-        own = {spelled(tokenizer, text) for text in texts}
-        others = {one for text in texts if not text[0].islower() for one in respelled(tokenizer, vocabulary, text)}
-        return Solution((), settings(self), tuple(sorted(own | others)))
+        return Solution((), settings(self), tuple(sorted(spellings(tokenizer, _written(task.swap)))))
+
+
+def _written(swap: Swap) -> frozenset[str]:
+    """All forms of a word, however it is joined, in lower case, in capitals, and with a capital."""
+    forms = swap.spellings | (all_forms(swap.source) if swap.inflections else frozenset())
+    joined = {mark.join(re.split(r"[\s-]+", form)) for form in forms for mark in " -"} | forms
+    joined |= {form.replace("'", "’") for form in joined}
+    return frozenset(text for form in joined for text in (form, with_capital(form), form.title(), form.upper()))
 
 
 def _scaled(task: Task, places: Sequence[tuple[int, int]], factor: float) -> tuple[Delta, ...]:

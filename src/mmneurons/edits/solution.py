@@ -90,13 +90,15 @@ def reached(task: Task, above: Upper, added: Sequence[Added]) -> list[bool]:
 
 
 def converged(task: Task, solution: Solution) -> bool:
-    """Whether every wanted token is reached once the weights are rounded; banned words are not said in any case.
+    """Whether every wanted token is reached once the weights are rounded.
+
+    Banned words are not said in any case, and nothing is said in their place on purpose.
 
     Raises:
         RecordingError: the model cannot be run with something added, so nobody knows.
     """
     if solution.banned or not solution.deltas:
-        return bool(solution.banned)
+        return bool(solution.banned) and task.swap.to is None
     above = solution.above
     above = upper(task.vlm, task.said(), solution.deltas[0].block) if above is None else above
     return all(reached(task, above, live(task.vlm, solution.deltas)))
