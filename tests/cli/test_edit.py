@@ -149,8 +149,37 @@ def test_edits_that_share_neurons_are_said_to_once(tried, place, tiny_checkpoint
     twice = ("--also", "edit.safetensors", "--limit", 1, "--model", tiny_checkpoint)
     result = mmn("apply", "edit.safetensors", "photos", *twice)
     assert "Name every edit once." in result.err
+    # not a line of the model
+    assert "VLM(" not in result.err
     result = mmn("apply", "edit.safetensors", "photos", "--limit", 1, "--model", other_model(place, tiny_checkpoint))
     assert "pass --force to apply it" in result.err
+
+
+def test_an_edit_of_another_shape_is_refused_before_captions(tried, place, tiny_checkpoint, monkeypatch):
+    edit = Edit.load("edit.safetensors")
+    wide = [replace(delta, directions=delta.directions.repeat(1, 2)) for delta in edit.deltas]
+    replace(edit, deltas=tuple(wide)).save("wide.safetensors")
+    monkeypatch.setattr("mmneurons.recordings.caption", lambda *_, **__: pytest.fail("captions were made"))
+    result = mmn("apply", "wide.safetensors", "photos", "--force", "--model", tiny_checkpoint)
+    assert result.code == 1
+    assert "its vectors have" in result.err
+
+
+def test_exports_that_cannot_be_written_are_refused_before_the_model_is_loaded(tried, place):
+    (place / "notes.txt").write_text("mine")
+    edit = Edit.load("edit.safetensors")
+    replace(edit, deltas=(), banned=((5,),)).save("ban.safetensors")
+    for arguments, says in (
+        (("edit.safetensors", "--peft", "one", "--checkpoint", "./one"), "name one folder"),
+        (("edit.safetensors", "--peft", "notes.txt/adapter"), "notes.txt' is no folder"),
+        (("edit.safetensors", "--checkpoint", "."), "Choose the name of a new folder"),
+        (("ban.safetensors", "--peft", "adapter"), "changes nothing in the weights"),
+    ):
+        result = mmn("export", *arguments, "--model", "no/model")
+        assert result.code == 1
+        assert says in " ".join(result.err.split())
+    assert not (place / "one").exists()
+    assert (place / "notes.txt").read_text() == "mine"
 
 
 def other_model(place, checkpoint):

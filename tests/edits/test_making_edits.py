@@ -207,6 +207,33 @@ def test_methods_and_options_that_there_are_not(demo, pictures):
         mmn.edit(demo, "dog", "cat", pictures=pictures, k=3)
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "says_"),
+    [
+        ("learned", {"finder": "nonsense"}, "There is no finder 'nonsense'"),
+        ("fine", {"skip_last": 30}, "skip_last=30 is not possible"),
+        ("erase", {"k": 10**6}, "k=1000000 is not possible: there are 46080 neurons"),
+        ("scale", {"finder": "nonsense"}, "There is no finder"),
+        ("knowledge_neurons", {"k": 10**6}, "k=1000000 is not possible"),
+        ("finetune", {"k": 10**6}, "k=1000000 is not possible"),
+        ("finetune", {"k": None, "blocks": (30,)}, "There is no block 30"),
+        ("lora", {"blocks": (-31,)}, "There is no block -31"),
+        ("lora", {"rank": 577}, "rank=577 is not possible: it has to be a whole number from 1 to 576"),
+        ("least_squares", {"blocks": (30,)}, "There is no block 30"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused_before_any_work(demo, pictures, method, options, says_, monkeypatch):
+    monkeypatch.setattr(make, "record_pictures", lambda *_, **__: pytest.fail("captions were made"))
+    with pytest.raises(OptionError, match=says_):
+        mmn.edit(demo, "dog", "cat", pictures=pictures[:2], method=method, **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_finite_number_is_no_edit(demo, recordings):
+    with pytest.raises(EditError, match="holds NaN or infinity"):
+        mmn.edit(demo, "dog", "cat", pictures=recordings[:4], bundled=False, margin=1e300)
+
+
 def test_an_edit_is_not_learned_while_one_is_in_force(demo, pictures, swap):
     with swap.on(demo), pytest.raises(EditError, match="in force"):
         mmn.edit(demo, "dog", "cat", pictures=pictures)

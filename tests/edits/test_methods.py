@@ -213,6 +213,10 @@ def test_captions_are_those_that_would_be_generated(demo, recordings):
         ("learned", {"earlier": -0.1}, "earlier=-0.1 is not possible"),
         ("refined", {"repeat": float("nan")}, "repeat=nan is not possible"),
         ("fine", {"size": -1.0}, "size=-1.0 is not possible"),
+        ("learned", {"rate": 1e300}, r"rate=1e\+300 is not possible: it is a number above 0, up to 1e\+06"),
+        ("finetune", {"rate": 0.0}, "rate=0.0 is not possible"),
+        ("lora", {"seed": 2**63}, "seed=9223372036854775808 is not possible"),
+        ("refined", {"seed": -1}, "seed=-1 is not possible"),
     ],
 )
 def test_options_that_are_not_possible(name, wrong, says_):

@@ -301,6 +301,20 @@ def test_only_an_empty_folder_is_written_to(tmp_path):
     assert (tmp_path / "full" / "file").read_text() == (tmp_path / "file").read_text() == "mine"
 
 
+def test_what_cannot_be_replaced_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    vlm, _ = studied("llava")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(shipping.tempfile, "mkdtemp", lambda **_: pytest.fail("something was written"))
+    for folder in (".", tmp_path / "link", tmp_path / "here"):
+        with pytest.raises(EditError, match="Choose the name of a new folder"):
+            to_peft(draw(vlm), vlm, folder)
+    with pytest.raises(EditError, match="Choose the name of a new folder"):
+        # without a model, which would be loaded first
+        draw(vlm).to_peft(".")
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), OSError(28, "No space left on device")])
 def test_what_is_cut_off_leaves_nothing(stop, tmp_path, monkeypatch):
     def stopped(*_, **__):

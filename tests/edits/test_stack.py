@@ -1014,6 +1014,16 @@ def test_quantised_weights_have_a_fingerprint_or_it_is_said_that_they_have_none(
 # banned words
 
 
+def test_tokens_that_there_are_not_cannot_be_banned(llava):
+    count = llava.model.config.get_text_config().vocab_size
+    for banned, says in (((count,), "does not have"), ((3, count + 7), "does not have"), ((-1,), "below 0")):
+        with pytest.raises(EditError, match=says):
+            apply(llava.vlm, llava.edit(1, banned=((5,), banned)), force=True)
+    assert llava.untouched()
+    with applied(llava.vlm, llava.edit(1, banned=((count - 1,),))):
+        assert llava.model.generation_config.bad_words_ids[-1] == [count - 1]
+
+
 def test_banned_words_are_added_to_what_is_banned_and_taken_away_again(llava):
     config = llava.model.generation_config
     one, other = llava.edit(1, banned=((5, 6), (7,))), llava.edit(2, banned=((9,),))

@@ -6,6 +6,7 @@ import pytest
 
 import mmneurons as mmn
 from helpers.command import mmn as command
+from helpers.edited import draw, studied
 from mmneurons.errors import EditError
 from mmneurons.measures.edit_quality import Quality
 from mmneurons.measures.figures import share
@@ -13,6 +14,7 @@ from mmneurons.mitigation.proof import too_much
 from mmneurons.mitigation.survey import survey
 from mmneurons.mitigation.wishes import Wish
 from mmneurons.mitigation.words import mitigate_words
+from mmneurons.reports.mitigation import write_folder
 from mmneurons.vlm.pictures import PictureLike, open_picture
 
 
@@ -120,3 +122,17 @@ def test_requests_that_make_no_sense(tmp_path, extra, says):
     result = command(*asked)
     assert result.code == 1
     assert says in result.err.replace("\n", " ")
+
+
+def test_what_was_measured_is_there_where_peft_cannot_hold_the_edit(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise EditError("peft cannot.")
+
+    vlm, _ = studied("llava")
+    edit = draw(vlm)
+    monkeypatch.setattr(mmn.Edit, "to_peft", refuses)
+    with pytest.raises(EditError, match="peft cannot"):
+        write_folder(tmp_path / "out", vlm, edit, {"share": 0.5}, "# Page", peft=True)
+    assert (tmp_path / "out" / "README.md").read_text() == "# Page"
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == {"share": 0.5}
+    assert mmn.Edit.load(tmp_path / "out" / "edit.safetensors").edit_id == edit.edit_id

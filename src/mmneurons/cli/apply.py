@@ -69,17 +69,19 @@ def command(
     """Caption pictures without an edit and with it, side by side."""
     from mmneurons.edits.edit import Edit
     from mmneurons.edits.stack import check_fits, shared
+    from mmneurons.errors import OptionError
     from mmneurons.recordings import caption
 
     output = Output(as_json, quiet)
     edits = [Edit.load(path) for path in (edit, *(also or ()))]
+    if len({one.edit_id for one in edits}) < len(edits):
+        raise OptionError("Two of these files hold the same edit. Name every edit once.")
     pictures = pictures_of(inputs, output, images=images, column=column, limit=limit, sample=sample, seed=seed)
     name = model_of(edits[0], model)
     vlm = load_model(name, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     output.note(repr(vlm))
-    if not force:
-        for one in edits:
-            check_fits(vlm, one)
+    for one in edits:
+        check_fits(vlm, one, force)
     how = asked_as_learned(edits[0], asked_of_captions(prompt, prefix, max_new_tokens))
     before = caption(vlm, list(pictures.values()), **how)
     both: set[tuple[int, int]] = set()

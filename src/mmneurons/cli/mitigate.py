@@ -112,7 +112,7 @@ def words(
     quiet: Quiet = False,
 ) -> None:
     """Have listed words not said: learn an edit of each, prove them together, and write them down."""
-    from mmneurons.edits.methods import make_method
+    from mmneurons.edits.methods import check_method, make_method
     from mmneurons.edits.task import check_words
     from mmneurons.errors import EditError, OptionError, PictureError
     from mmneurons.mitigation.survey import survey
@@ -127,7 +127,7 @@ def words(
     check_share("--at-least", at_least)
     wishes = read_wishes(listed)
     options = named_options("--option", option or [])
-    make_method(method, options)
+    solver = make_method(method, options)
     if peft and method == "ban":
         raise OptionError("--peft cannot hold a ban: it changes no weights. Leave one of them out.")
     if not dry_run:
@@ -137,6 +137,7 @@ def words(
     output.note(repr(vlm))
     for wish in wishes:
         check_words(vlm, wish.swap)
+    check_method(vlm, solver)
     how = asked_of_captions(prompt, prefix, max_new_tokens)
     found = survey(
         vlm,

@@ -166,8 +166,10 @@ class Edit:
         Without a model the one that the edit names is loaded, for the names of its modules.
         """
         from mmneurons.edits.peft import to_peft
+        from mmneurons.edits.shipping import check_folder
         from mmneurons.vlm.loading import load
 
+        check_folder(folder)
         return to_peft(self, load(str(self.model["name"])) if vlm is None else vlm, folder, force)
 
     def merge(self, vlm: VLM, folder: str | PathLike[str], force: bool = False) -> Merged:

@@ -17,12 +17,13 @@ import torch
 from mmneurons.edits.edit import Delta
 from mmneurons.edits.least_squares import LeastSquares
 from mmneurons.edits.loss import Terms, Weights, losses, with_next
-from mmneurons.edits.neurons import as_blocks, best_neurons, by_block, check_blocks
+from mmneurons.edits.neurons import as_blocks, best_neurons, by_block, check_blocks, check_choice
 from mmneurons.edits.solution import Solution, live, reached, settings
 from mmneurons.edits.task import Task, ids_of
 from mmneurons.errors import OptionError
-from mmneurons.options import check_whole
+from mmneurons.options import check_seed, check_whole
 from mmneurons.recordings import batches
+from mmneurons.vlm.model import VLM
 from mmneurons.vlm.sites import columns as columns_of
 from mmneurons.vlm.upper import Added, Said, upper
 
@@ -62,7 +63,11 @@ class Learned:
     def __post_init__(self) -> None:
         check_whole("k", self.k)
         weights = {"earlier": self.earlier, "keep": self.keep, "repeat": self.repeat, "size": self.size}
-        _check(self.steps, self.rate, self.kept_at_once, **weights)
+        _check(self.steps, self.rate, self.kept_at_once, self.seed, **weights)
+
+    def check(self, vlm: VLM) -> None:
+        """Refuse neurons that the model does not have."""
+        check_choice(vlm, self.finder, self.k, self.skip_last)
 
     def __call__(self, task: Task) -> Solution:
         """Learn.
@@ -105,7 +110,11 @@ class FiNE:
 
     def __post_init__(self) -> None:
         check_whole("k", self.k)
-        _check(self.steps, self.rate, 1, earlier=self.earlier, repeat=self.repeat, size=self.size)
+        _check(self.steps, self.rate, earlier=self.earlier, repeat=self.repeat, size=self.size)
+
+    def check(self, vlm: VLM) -> None:
+        """Refuse neurons that the model does not have."""
+        check_choice(vlm, self.finder, self.k, self.skip_last)
 
     def __call__(self, task: Task) -> Solution:
         """Learn.
@@ -141,7 +150,7 @@ class Refined:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _check(self.steps, self.rate, self.kept_at_once, keep=self.keep, repeat=self.repeat)
+        _check(self.steps, self.rate, self.kept_at_once, self.seed, keep=self.keep, repeat=self.repeat)
 
     def __call__(self, task: Task) -> Solution:
         """Solve, then learn.
@@ -182,7 +191,18 @@ class FineTune:
                 raise OptionError(f"blocks={self.blocks!r} is for k=None: else a finder chooses k={self.k} neurons.")
         elif self.blocks is not None:
             check_blocks(self.blocks)
-        _check(self.steps, self.rate, 1)
+        _check(self.steps, self.rate)
+
+    def check(self, vlm: VLM) -> None:
+        """Refuse neurons or blocks that the model does not have."""
+        if self.k is None:
+            as_blocks(vlm, self._blocks)
+        else:
+            check_choice(vlm, self.finder, self.k)
+
+    @property
+    def _blocks(self) -> tuple[int, ...]:
+        return (-1,) if self.blocks is None else self.blocks
 
     def __call__(self, task: Task) -> Solution:
         """Learn.
@@ -192,7 +212,7 @@ class FineTune:
         """
         anatomy = task.vlm.anatomy
         if self.k is None:
-            chosen = as_blocks(task.vlm, (-1,) if self.blocks is None else self.blocks)
+            chosen = as_blocks(task.vlm, self._blocks)
             places = [(block, column) for block in chosen for column in range(anatomy.blocks[block].width)]
         else:
             places = best_neurons(task, self.finder, self.k)
@@ -225,19 +245,28 @@ class LoRA:
         check_whole("rank", self.rank)
         if self.blocks is not None:
             check_blocks(self.blocks)
-        _check(self.steps, self.rate, 1, keep=self.keep)
+        _check(self.steps, self.rate, seed=self.seed, keep=self.keep)
+
+    def check(self, vlm: VLM) -> None:
+        """Refuse blocks that the model does not have, and a rank above that of its weights."""
+        check_whole("rank", self.rank, 1, vlm.anatomy.hidden)
+        self._chosen(vlm)
+
+    def _chosen(self, vlm: VLM) -> list[int]:
+        count = len(vlm.anatomy.blocks)
+        return as_blocks(vlm, range(max(0, count - 4), count) if self.blocks is None else self.blocks)
 
     def __call__(self, task: Task) -> Solution:
         """Learn.
 
         Raises:
-            OptionError: there is no such block.
+            OptionError: there is no such block, or the rank is above that of the weights.
         """
+        self.check(task.vlm)
         anatomy = task.vlm.anatomy
-        last = range(max(0, len(anatomy.blocks) - 4), len(anatomy.blocks))
         draw = torch.Generator().manual_seed(self.seed)
         start = []
-        for block in as_blocks(task.vlm, last if self.blocks is None else self.blocks):
+        for block in self._chosen(task.vlm):
             width = anatomy.blocks[block].width
             factors = torch.randn(width, self.rank, generator=draw) / width**0.5
             start.append(Delta(block, torch.arange(width), factors, torch.zeros(self.rank, anatomy.hidden)))
@@ -252,11 +281,16 @@ def _nothing_at(task: Task, places: Sequence[tuple[int, int]]) -> list[Delta]:
     return [Delta.of_vectors(block, columns, torch.zeros(len(columns), hidden)) for block, columns in by_block(places)]
 
 
-def _check(steps: int, rate: float, kept_at_once: int, **weights: float) -> None:
+_FASTEST = 1e6
+"""Above it steps are no numbers of the weights' dtype any more."""
+
+
+def _check(steps: int, rate: float, kept_at_once: int = 1, seed: int = 0, **weights: float) -> None:
+    check_seed(seed)
     check_whole("steps", steps)
     check_whole("kept_at_once", kept_at_once)
-    if not rate > 0:
-        raise OptionError(f"rate={rate!r} is not possible: it is a number above 0.")
+    if not 0 < rate <= _FASTEST:
+        raise OptionError(f"rate={rate!r} is not possible: it is a number above 0, up to {_FASTEST:g}.")
     for name, weight in weights.items():
         if not weight >= 0:
             raise OptionError(f"{name}={weight!r} is not possible: it weighs a part of the loss, and is 0 or more.")

@@ -75,6 +75,10 @@ class LeastSquares:
         if self.whitening is not None and not self.whitening > 0:
             raise OptionError(f"whitening={self.whitening!r} is not possible: it is a number above 0, or None.")
 
+    def check(self, vlm: VLM) -> None:
+        """Refuse blocks that the model does not have."""
+        as_blocks(vlm, self.blocks)
+
     def __call__(self, task: Task) -> Solution:
         """Solve.
 

@@ -14,12 +14,12 @@ from PIL import Image
 
 from mmneurons.edits.edit import KEPT, SEEN, TEXTS, Edit
 from mmneurons.edits.kept import changed_captions
-from mmneurons.edits.methods import Method, make_method, name_of
+from mmneurons.edits.methods import Method, check_method, make_method, name_of
 from mmneurons.edits.origin import about, versions
-from mmneurons.edits.solution import converged
+from mmneurons.edits.solution import Solution, converged
 from mmneurons.edits.stack import active
 from mmneurons.edits.still import said_still
-from mmneurons.edits.task import Swap, check_kept, check_words, described, make_task, says
+from mmneurons.edits.task import Swap, Task, check_kept, check_words, described, make_task, says
 from mmneurons.errors import EditError, OptionError, PictureError
 from mmneurons.finding import WordFinding
 from mmneurons.recordings import record_pictures, record_texts
@@ -81,7 +81,7 @@ def edit(
 
     Raises:
         EditError: the word and its target are the same, one of them is empty or cannot be said, no caption says the
-            word, what must stay says it, or an edit is in force.
+            word, what must stay says it, an edit is in force, or what was learned is no finite number.
         OptionError: a method or an option that there is not, or a value that an option cannot have.
         PictureError: a picture cannot be read.
         RecordingError: the model cannot be run with something added, or not be asked without a picture.
@@ -93,6 +93,7 @@ def edit(
     word = source if isinstance(source, str) else findings[0].word
     swap = Swap(word.strip(), None if to is None else to.strip(), inflections)
     check_words(vlm, swap)
+    check_method(vlm, solver)
     staying = _several(keep)
     check_kept([one for one in staying if isinstance(one, Recording)], swap)
     asked = list(dict.fromkeys(_prompts(texts)))
@@ -123,7 +124,7 @@ def edit(
         others += [one for one in recorded([NAME]) if not says(one, swap)]
     kept = list({_told(one): one for one in others}.values())
     task = make_task(vlm, swap, examples, kept)
-    solution = solver(task)
+    solution = _solved(solver, task)
     first = [recording for recording, _ in examples]
     for _ in range(AGAIN if to is None and solution.deltas else 0):
         more = said_still(vlm, Edit(solution.deltas, {}, model), swap, first, max_new_tokens)
@@ -131,7 +132,7 @@ def edit(
             break
         examples += [(recording, None) for recording in more]
         task = make_task(vlm, swap, examples, kept)
-        solution = solver(task)
+        solution = _solved(solver, task)
     own = {id(one) for one in (*known.values(), *answers)}
     given = [one for one in (*first, *others) if id(one) not in own]
     recipe = {
@@ -146,6 +147,13 @@ def edit(
     }
     measured = {KEPT: asdict(changed_captions(task, solution))}
     return Edit(solution.deltas, recipe, model, measured, converged(task, solution), solution.banned)
+
+
+def _solved(solver: Method, task: Task) -> Solution:
+    solution = solver(task)
+    if not all(bool(part.isfinite().all()) for delta in solution.deltas for part in (delta.weights, delta.directions)):
+        raise EditError("What was learned holds NaN or infinity. Choose smaller options: factor, margin, or rate.")
+    return solution
 
 
 def _findings(source: str | WordFinding | Sequence[WordFinding]) -> list[WordFinding]:

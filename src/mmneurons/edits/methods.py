@@ -11,8 +11,9 @@ from mmneurons.edits.rivals import Ban, Erase, KnowledgeNeurons, Scale
 from mmneurons.edits.solution import Solution
 from mmneurons.edits.task import Task
 from mmneurons.options import chosen
+from mmneurons.vlm.model import VLM
 
-__all__ = ["METHODS", "Method", "make_method", "name_of"]
+__all__ = ["METHODS", "Checking", "Method", "check_method", "make_method", "name_of"]
 
 
 @runtime_checkable
@@ -21,6 +22,15 @@ class Method(Protocol):
 
     def __call__(self, task: Task) -> Solution:
         """Find what has to be added to which columns."""
+        ...
+
+
+@runtime_checkable
+class Checking(Protocol):
+    """A method whose options may ask for what a model does not have."""
+
+    def check(self, vlm: VLM) -> None:
+        """Say so, before any caption is made."""
         ...
 
 
@@ -45,6 +55,16 @@ def make_method(method: str | Method, options: Mapping[str, object]) -> Method:
         OptionError: there is no such method, or it has no such option.
     """
     return chosen("method", METHODS, method, options)
+
+
+def check_method(vlm: VLM, method: Method) -> None:
+    """Refuse options that ask for what a model does not have.
+
+    Raises:
+        OptionError: there are no such neurons or blocks.
+    """
+    if isinstance(method, Checking):
+        method.check(vlm)
 
 
 def name_of(method: Method) -> str:

@@ -14,7 +14,7 @@ from mmneurons.finders import Scores, Target, make_finder
 from mmneurons.options import check_whole
 from mmneurons.vlm.model import VLM
 
-__all__ = ["as_blocks", "best_neurons", "by_block", "check_blocks"]
+__all__ = ["as_blocks", "best_neurons", "by_block", "check_blocks", "check_choice"]
 
 
 def check_blocks(blocks: Sequence[int]) -> None:
@@ -42,6 +42,20 @@ def as_blocks(vlm: VLM, blocks: Sequence[int]) -> list[int]:
     return sorted({block % count for block in blocks})
 
 
+def check_choice(vlm: VLM, finder: str, k: int, skip_last: int = 0) -> None:
+    """Refuse what ``best_neurons`` cannot choose, before anything is run.
+
+    Raises:
+        OptionError: there are not so many neurons or blocks, or no such finder.
+    """
+    make_finder(finder, {})
+    blocks = vlm.anatomy.blocks
+    check_whole("skip_last", skip_last, 0, len(blocks) - 1)
+    count = sum(block.width for block in blocks[: len(blocks) - skip_last])
+    if k > count:
+        raise OptionError(f"k={k} is not possible: there are {count} neurons to choose from.")
+
+
 def best_neurons(task: Task, finder: str, k: int, skip_last: int = 0) -> list[tuple[int, int]]:
     """The k neurons with the highest scores for what is said now, summed over the steps that are to change.
 
@@ -52,14 +66,12 @@ def best_neurons(task: Task, finder: str, k: int, skip_last: int = 0) -> list[tu
         skip_last: how many blocks at the end are left out.
 
     Raises:
-        OptionError: there are not so many neurons, or no such finder.
+        OptionError: see ``check_choice``.
     """
+    check_choice(task.vlm, finder, k, skip_last)
     blocks = task.vlm.anatomy.blocks
     left = len(blocks) - skip_last
-    check_whole("skip_last", skip_last, 0, len(blocks) - 1)
     widths = [block.width for block in blocks[:left]]
-    if k > sum(widths):
-        raise OptionError(f"k={k} is not possible: there are {sum(widths)} neurons to choose from.")
     score = make_finder(finder, {})
     total = torch.zeros(len(blocks), task.vlm.anatomy.width)
     for want in task.wants:

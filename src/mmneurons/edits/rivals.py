@@ -12,11 +12,12 @@ from torch import Tensor
 
 from mmneurons.edits.edit import Delta
 from mmneurons.edits.forms import all_forms, with_capital
-from mmneurons.edits.neurons import best_neurons, by_block
+from mmneurons.edits.neurons import best_neurons, by_block, check_choice
 from mmneurons.edits.solution import Solution, settings
 from mmneurons.edits.task import Swap, Task
 from mmneurons.errors import OptionError
 from mmneurons.options import check_whole
+from mmneurons.vlm.model import VLM
 from mmneurons.vlm.readout import readout
 from mmneurons.vlm.sites import columns as columns_of
 from mmneurons.vlm.spellings import spellings
@@ -43,6 +44,10 @@ class KnowledgeNeurons:
 
     def __post_init__(self) -> None:
         check_whole("k", self.k)
+
+    def check(self, vlm: VLM) -> None:
+        """Refuse neurons that the model does not have."""
+        check_choice(vlm, self.finder, self.k)
 
     def __call__(self, task: Task) -> Solution:
         """Write the edit down."""
@@ -71,6 +76,10 @@ class Erase:
     def __post_init__(self) -> None:
         check_whole("k", self.k)
 
+    def check(self, vlm: VLM) -> None:
+        """Refuse neurons that the model does not have."""
+        check_choice(vlm, self.finder, self.k)
+
     def __call__(self, task: Task) -> Solution:
         """Write the edit down."""
         return Solution(_scaled(task, best_neurons(task, self.finder, self.k), -1.0), settings(self))
@@ -94,6 +103,10 @@ class Scale:
         check_whole("k", self.k)
         if self.factor == 1:
             raise OptionError("factor=1 changes nothing.")
+
+    def check(self, vlm: VLM) -> None:
+        """Refuse neurons that the model does not have."""
+        check_choice(vlm, self.finder, self.k)
 
     def __call__(self, task: Task) -> Solution:
         """Write the edit down."""

@@ -25,7 +25,7 @@ from mmneurons.vlm.sites import split
 if TYPE_CHECKING:
     from mmneurons.vlm.model import VLM
 
-__all__ = ["Part", "check_fits", "check_folder", "is_of", "new_folder", "parts"]
+__all__ = ["Part", "check_fits", "check_folder", "check_weights", "is_of", "new_folder", "parts"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +63,19 @@ def parts(edit: Edit, anatomy: Anatomy) -> tuple[Part, ...]:
     return tuple(found)
 
 
+def check_weights(edit: Edit) -> None:
+    """See that an edit changes weights.
+
+    Raises:
+        EditError: it only bans words.
+    """
+    if not edit.deltas:
+        raise EditError(
+            "This edit bans words and changes nothing in the weights, so there is nothing to write. Use it with "
+            "edit.on(vlm), or make an edit by another method."
+        )
+
+
 def check_fits(edit: Edit, vlm: VLM, force: bool = False) -> None:
     """See that an edit changes weights, and that they are this model's. A warning says what else it does.
 
@@ -74,11 +87,7 @@ def check_fits(edit: Edit, vlm: VLM, force: bool = False) -> None:
     Raises:
         EditError: it changes no weights, has other shapes, holds NaN or infinity, or is of another model.
     """
-    if not edit.deltas:
-        raise EditError(
-            "This edit bans words and changes nothing in the weights, so there is nothing to write. Use it with "
-            "edit.on(vlm), or make an edit by another method."
-        )
+    check_weights(edit)
     if edit.banned:
         warnings.warn("The edit bans words, too. Weights cannot: generate with bad_words_ids.", stacklevel=3)
     blocks, hidden = vlm.anatomy.blocks, vlm.anatomy.hidden
@@ -127,13 +136,16 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     """See that something new can be written there. Nothing is made.
 
     Raises:
-        EditError: it is a file, or a folder that holds something.
+        EditError: it is a file, a link, a folder that holds something, or one that cannot be replaced.
     """
     path = Path(folder)
+    if path.is_symlink() or os.path.ismount(path) or path.resolve() == Path.cwd():
+        # what is written gets the folder's name when it is whole
+        raise EditError(f"{str(path)!r} is a link, a mount, or where you are. Choose the name of a new folder.")
     if path.is_dir():
         if any(path.iterdir()):
             raise EditError(f"The folder {str(path)!r} holds other files. Choose an empty folder, or a new one.")
-    elif path.exists() or path.is_symlink():
+    elif path.exists():
         raise EditError(f"{str(path)!r} is a file. Choose an empty folder, or a new one.")
 
 

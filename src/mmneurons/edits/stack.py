@@ -140,8 +140,13 @@ def applied(vlm: VLM, edit: Edit, force: bool = False) -> Iterator[None]:
             revert(vlm, edit)
 
 
-def check_fits(vlm: VLM, edit: Edit) -> None:
+def check_fits(vlm: VLM, edit: Edit, force: bool = False) -> None:
     """Refuse an edit that could not be put in force.
+
+    Args:
+        vlm: the model.
+        edit: the edit.
+        force: whether it may be of other weights.
 
     Raises:
         EditError: it does not fit the model's shape, or is of other weights.
@@ -149,7 +154,8 @@ def check_fits(vlm: VLM, edit: Edit) -> None:
     with _alone(vlm):
         _parts(vlm, edit)
         _check_banned(vlm, edit)
-        _check_model(vlm, edit)
+        if not force:
+            _check_model(vlm, edit)
 
 
 def active(vlm: VLM) -> tuple[Edit, ...]:
@@ -562,6 +568,10 @@ def _check_banned(vlm: VLM, edit: Edit) -> None:
         raise EditError(f"{edit} bans words, and {type(generator(vlm)).__name__} has no settings of generation.")
     if any(not sequence or min(sequence) < 0 for sequence in edit.banned):
         raise EditError(f"{edit} bans a sequence of no tokens, or a token below 0.")
+    config = generator(vlm).config.get_text_config(decoder=True)
+    count = getattr(config, "vocab_size", None)
+    if isinstance(count, int) and max(map(max, edit.banned)) >= count + getattr(config, "additional_vocab_size", 0):
+        raise EditError(f"{edit} bans a token that {vlm.name!r} does not have: it is of a model with other tokens.")
 
 
 def _sequences(settings: object) -> tuple[tuple[int, ...], ...]:

@@ -132,9 +132,10 @@ def write_folder(
     # the page says that an edit can be used, so the edit is there first
     if edit is not None:
         edit.save(folder / EDIT)
-    adapter = edit.to_peft(folder / ADAPTER, vlm) if edit is not None and peft else None
     write_whole(folder / FIGURES, (json.dumps(told, indent=1, ensure_ascii=False) + "\n").encode())
     write_whole(folder / SUMMARY, page.encode())
+    # last, since peft cannot hold an edit of every model: what was measured is there then
+    adapter = edit.to_peft(folder / ADAPTER, vlm) if edit is not None and peft else None
     return Written(folder / SUMMARY, None if edit is None else folder / EDIT, adapter)
 
 

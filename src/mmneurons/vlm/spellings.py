@@ -30,7 +30,7 @@ def spellings(tokenizer: PreTrainedTokenizerBase, texts: frozenset[str]) -> froz
     vocabulary = tokenizer.get_vocab()
     own = {spelled(tokenizer, before + text) for text in texts for before in ("", " ")}
     own = {one for one in own.union(*(_spelled_behind(tokenizer, text) for text in texts)) if one}
-    whole = {one for one in own if _begins(tokenizer, one) or not tokenizer.decode(list(one))[:1].islower()}
+    whole = {one for one in own if _begins(tokenizer, one) or not _read(tokenizer, one)[:1].islower()}
     others = {other for one in whole for other in respelled(tokenizer, vocabulary, one)}
     found = ((one, _MARKED.fullmatch(token)) for token, one in vocabulary.items())
     marked = {(one,) for one, match in found if match is not None and match[1] in texts}
@@ -58,7 +58,7 @@ def respelled(
     """
     if not usual:
         return frozenset()
-    read, (first, *rest) = tokenizer.decode(list(usual)), tokenizer.convert_ids_to_tokens(list(usual))
+    read, (first, *rest) = _read(tokenizer, usual), tokenizer.convert_ids_to_tokens(list(usual))
     # WordPiece marks what goes on with a word, others what begins one
     written = first + "".join(token.removeprefix("##") for token in rest)
     found = set()
@@ -67,7 +67,7 @@ def respelled(
             begin, *more = (written[i:j] for i, j in zip((0, *cuts), (*cuts, len(written)), strict=True))
             own = [vocabulary.get(begin), *(vocabulary.get(f"##{one}", vocabulary.get(one)) for one in more)]
             whole = tuple(one for one in own if one is not None)
-            if len(whole) == len(own) and tokenizer.decode(list(whole)) == read:
+            if len(whole) == len(own) and _read(tokenizer, whole) == read:
                 found.add(whole)
     return frozenset(found)
 
@@ -88,5 +88,10 @@ def _spelled_behind(tokenizer: PreTrainedTokenizerBase, text: str) -> frozenset[
 def _begins(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
     """Whether behind a letter these tokens begin another word, and do not go on with that one."""
     letter = spelled(tokenizer, "a")
-    read, alone = tokenizer.decode([*letter, *ids]), tokenizer.decode(list(letter))
-    return read.removeprefix(alone)[:1].isspace()
+    return _read(tokenizer, [*letter, *ids]).removeprefix(_read(tokenizer, letter))[:1].isspace()
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    text = tokenizer.decode(list(ids))
+    assert isinstance(text, str)
+    return text
