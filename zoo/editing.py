@@ -76,7 +76,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--development", action="store_true")
     parser.add_argument("--table", type=Path, help="edits.csv of zoo.editing_tables: what is in it is measured already")
-    parser.add_argument("--kinds", nargs="*", help="swap, suppress, margin, rival, or sweep: …; all by default")
+    parser.add_argument(
+        "--kinds", nargs="*", help="swap, suppress, suppress rival, margin, rival, or sweep: …; all by default"
+    )
     options = parser.parse_args()
     vlm = mmn.load("demo")
     scenes = Scenes(vlm, options.work, "editing development" if options.development else "editing")

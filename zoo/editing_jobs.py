@@ -77,15 +77,18 @@ SWEPT: Mapping[str, tuple[tuple[str, Mapping[str, object]], ...]] = {
         *(("learned", {"size": value}) for value in (0.0, 0.1)),
     ),
     "fine-tune": (
-        *(("finetune", {"rate": value}) for value in (0.001, 0.003, 0.01, 0.03, 0.1)),
-        *(("finetune", {"k": None, "rate": value}) for value in (0.0001, 0.0003, 0.001, 0.003, 0.02)),
+        *(("finetune", {"rate": value}) for value in (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)),
+        *(("finetune", {"k": None, "rate": value}) for value in (0.00003, 0.0001, 0.0003, 0.001, 0.003, 0.02)),
         *(("finetune", {"k": value}) for value in (3, 40)),
+        *(("finetune", {"steps": value}) for value in (20, 150)),
+        ("finetune", {"finder": "activation"}),
     ),
     "LoRA": (
         *(("lora", {"rate": value}) for value in (0.001, 0.003, 0.01)),
         *(("lora", {"rate": 0.01, "keep": value}) for value in (5.0, 20.0)),
         *(("lora", {"rank": value}) for value in (1, 16)),
         ("lora", {"blocks": (-1,)}),
+        *(("lora", {"steps": value}) for value in (20, 150)),
     ),
     "knowledge neurons": (
         ("knowledge_neurons", {}),
@@ -96,10 +99,12 @@ SWEPT: Mapping[str, tuple[tuple[str, Mapping[str, object]], ...]] = {
     "erase": (
         ("erase", {}),
         *(("erase", {"k": value}) for value in (3, 30)),
+        ("erase", {"finder": "activation"}),
     ),
     "scale": (
         ("scale", {}),
         *(("scale", {"k": value}) for value in (3, 30)),
+        ("scale", {"finder": "activation"}),
         *(("scale", {"factor": value}) for value in (-3.0, 3.0)),
     ),
 }
