@@ -140,6 +140,12 @@ def test_what_was_measured_otherwise_is_measured_anew(place, edited, monkeypatch
     assert "was measured otherwise, and is measured anew" in " ".join(result.err.split())
     assert "measured before" not in result.err
     assert not kept.exists()
+    # what is finished is not lost to another command, and the same one gives it again
+    page = (place / "proof" / "README.md").read_bytes()
+    result = measure(*flags, "photos/2.png", *prompt, "--out", "proof")
+    assert (result.code, "holds a finished proof" in " ".join(result.err.split())) == (1, True)
+    assert measure(*flags, pictures, *prompt, "--out", "proof").code == 0
+    assert (place / "proof" / "README.md").read_bytes() == page
 
 
 def test_what_a_kill_left_half_written_is_no_other_file(place, edited):

@@ -30,7 +30,7 @@ def row(column, source, picture, before, after):
 def page(folder, edits, columns, rows):
     quality = Quality((share("unchanged", [True, False], ["a", "b"]),), {})
     proof = Proof(tuple(edits), dict.fromkeys(columns, quality), pl.DataFrame(rows), ())
-    return write_proof(folder, proof).read_text().partition("## What the figures are")[2].partition("## ")[2]
+    return write_proof(folder, proof, "key").read_text().partition("## What the figures are")[2].partition("## ")[2]
 
 
 def test_of_several_edits_the_captions_with_all_in_force(tmp_path):

@@ -134,7 +134,7 @@ def measure_edits(
     from mmneurons.errors import EditError
     from mmneurons.measures.hops import read_hops
     from mmneurons.nouns import nouns
-    from mmneurons.reports.proof import check_proof_folder, write_proof
+    from mmneurons.reports.proof import check_finished, check_proof_folder, write_proof
     from mmneurons.reports.texts import count_of
     from mmneurons.reports.unfinished_proof import UNFINISHED, key_of, read_unfinished, write_unfinished
     from mmneurons.sources import gather
@@ -164,6 +164,7 @@ def measure_edits(
     vlm = load(model_of(edits[0], None if model == "demo" else model))
     output.note(repr(vlm))
     key = key_of(vlm, edits, tried)
+    check_finished(out, key)
     done = read_unfinished(out, key)
     if not done and (out / UNFINISHED).exists():
         output.note(f"What {str(out / UNFINISHED)!r} holds was measured otherwise, and is measured anew.")
@@ -184,7 +185,7 @@ def measure_edits(
             columns=[*columns],
         )
         raise typer.Exit(INTERRUPTED) from None
-    page = write_proof(out, proof)
+    page = write_proof(out, proof, key)
     for note in proof.notes:
         output.note(note)
     for name, quality in proof.columns.items():

@@ -19,7 +19,7 @@ from mmneurons.reports.texts import cell, plain
 from mmneurons.reports.unfinished_proof import UNFINISHED
 from mmneurons.whole_files import is_half, write_whole
 
-__all__ = ["check_proof_folder", "write_proof"]
+__all__ = ["check_finished", "check_proof_folder", "write_proof"]
 
 PAGE, QUALITY, OUTCOMES, EDIT = "README.md", "quality.json", "outcomes.parquet", "edit.safetensors"
 
@@ -67,6 +67,27 @@ def check_proof_folder(folder: Path, edits: list[Edit]) -> None:
         )
 
 
+def check_finished(folder: Path, key: str) -> None:
+    """See that a finished proof that is there is the one that is asked for: the same edits on the same pictures.
+
+    Args:
+        folder: where the proof goes.
+        key: ``unfinished_proof.key_of``.
+
+    Raises:
+        RunError: it is another, which would be lost.
+    """
+    try:
+        there = json.loads((folder / QUALITY).read_text(encoding="utf-8")).get("key")
+    except FileNotFoundError:
+        return
+    if there != key:
+        raise RunError(
+            f"{str(folder)!r} holds a finished proof of the same edits on other pictures, with other options, or by "
+            "another version. Choose another folder with --out."
+        )
+
+
 def _measured_of(path: Path) -> list[str]:
     try:
         return [one["id"] for one in json.loads(path.read_text(encoding="utf-8"))["edits"]]
@@ -74,10 +95,15 @@ def _measured_of(path: Path) -> list[str]:
         return []
 
 
-def write_proof(folder: Path, proof: Proof) -> Path:
+def write_proof(folder: Path, proof: Proof, key: str) -> Path:
     """Write ``README.md``, ``quality.json`` and ``outcomes.parquet``; what was kept of unfinished work is removed.
 
     Of one edit ``edit.safetensors``, too: the same edit, with its figures in ``measured``.
+
+    Args:
+        folder: where to.
+        proof: what was measured.
+        key: what tells it from others, see ``check_finished``.
 
     Raises:
         RunError: see ``check_proof_folder``.
@@ -88,6 +114,7 @@ def write_proof(folder: Path, proof: Proof) -> Path:
     proof.outcomes.write_parquet(outcomes)
     write_whole(folder / OUTCOMES, outcomes.getvalue())
     kept = {
+        "key": key,
         "edits": [
             {
                 "id": one.edit_id,
