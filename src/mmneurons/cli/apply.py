@@ -69,13 +69,11 @@ def command(
     """Caption pictures without an edit and with it, side by side."""
     from mmneurons.edits.edit import Edit
     from mmneurons.edits.stack import check_fits, shared
-    from mmneurons.errors import OptionError
+    from mmneurons.measures.edit_outcome import as_edits
     from mmneurons.recordings import caption
 
     output = Output(as_json, quiet)
-    edits = [Edit.load(path) for path in (edit, *(also or ()))]
-    if len({one.edit_id for one in edits}) < len(edits):
-        raise OptionError("Two of these files hold the same edit. Name every edit once.")
+    edits = as_edits([Edit.load(path) for path in (edit, *(also or ()))])
     pictures = pictures_of(inputs, output, images=images, column=column, limit=limit, sample=sample, seed=seed)
     name = model_of(edits[0], model)
     vlm = load_model(name, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)

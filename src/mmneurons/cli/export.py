@@ -51,8 +51,7 @@ def command(
     """Write an edit in a form that others load: an adapter of peft, or a checkpoint of transformers."""
     from mmneurons.edits.edit import Edit
     from mmneurons.edits.shipping import check_folder, check_weights
-    from mmneurons.errors import EditError, OptionError
-    from mmneurons.whole_files import why_unwritable
+    from mmneurons.errors import OptionError
 
     output = Output(as_json, quiet)
     if peft is None and checkpoint is None:
@@ -64,8 +63,6 @@ def command(
     for folder in (peft, checkpoint):
         if folder is not None:
             check_folder(folder)
-            if why := why_unwritable(folder):
-                raise EditError(f"{str(folder)!r} cannot be written: {why}. Choose another folder.")
     name = model_of(own, model)
     vlm = load_model(name, dtype, device_map, revision, allow_pickle, trust_remote_code, vision_tower)
     if peft is not None:

@@ -12,7 +12,7 @@ _HINTS: tuple[tuple[str, str], ...] = (
     (r"out of keep;", "out of --keep;"),
     (r"Pass pictures=\[…\] whose captions say it, or .*: mmn\.find\(.*\]\.", "Name pictures whose captions say it."),
     (r"mmn\.caption\(vlm, picture\) shows", "mmn find shows"),
-    (r"Withdraw it first, or leave it: mmneurons\.edits\.stack\.active.* those that are\.", "Name every edit once."),
+    (r"Pass each once\.", "Name every edit once."),
     (r"Use it with edit\.on\(vlm\)", "Use it with mmn apply"),
     (r"edit\.to_peft\(folder, vlm\)", "mmn export EDIT --peft FOLDER"),
     (r"edit\.merge\(vlm, folder\)", "mmn export EDIT --checkpoint FOLDER"),

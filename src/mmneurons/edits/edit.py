@@ -169,8 +169,10 @@ class Edit:
         from mmneurons.edits.shipping import check_folder
         from mmneurons.vlm.loading import load
 
-        check_folder(folder)
-        return to_peft(self, load(str(self.model["name"])) if vlm is None else vlm, folder, force)
+        if vlm is None:
+            check_folder(folder)
+            vlm = load(str(self.model["name"]))
+        return to_peft(self, vlm, folder, force)
 
     def merge(self, vlm: VLM, folder: str | PathLike[str], force: bool = False) -> Merged:
         """Write a whole checkpoint with the edit in its weights. See ``mmneurons.edits.checkpoint``."""

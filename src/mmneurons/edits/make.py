@@ -151,7 +151,7 @@ def edit(
 
 def _solved(solver: Method, task: Task) -> Solution:
     solution = solver(task)
-    if not all(bool(part.isfinite().all()) for delta in solution.deltas for part in (delta.weights, delta.directions)):
+    if not all(bool(delta.vectors.isfinite().all()) for delta in solution.deltas):
         raise EditError("What was learned holds NaN or infinity. Choose smaller options: factor, margin, or rate.")
     return solution
 

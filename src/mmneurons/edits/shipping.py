@@ -21,6 +21,7 @@ from mmneurons.errors import EditError
 from mmneurons.vlm.anatomy import Anatomy, WriteSite
 from mmneurons.vlm.fingerprint import fingerprint
 from mmneurons.vlm.sites import split
+from mmneurons.whole_files import why_unwritable
 
 if TYPE_CHECKING:
     from mmneurons.vlm.model import VLM
@@ -136,7 +137,7 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
     """See that something new can be written there. Nothing is made.
 
     Raises:
-        EditError: it is a file, a link, a folder that holds something, or one that cannot be replaced.
+        EditError: it is a file, a link, a folder that holds something, or one that cannot be replaced or written.
     """
     path = Path(folder)
     if path.is_symlink() or os.path.ismount(path) or path.resolve() == Path.cwd():
@@ -147,6 +148,8 @@ def check_folder(folder: str | os.PathLike[str]) -> None:
             raise EditError(f"The folder {str(path)!r} holds other files. Choose an empty folder, or a new one.")
     elif path.exists():
         raise EditError(f"{str(path)!r} is a file. Choose an empty folder, or a new one.")
+    if why := why_unwritable(path):
+        raise EditError(f"{str(path)!r} cannot be written: {why}. Choose another folder.")
 
 
 @contextmanager

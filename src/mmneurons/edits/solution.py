@@ -106,8 +106,11 @@ def converged(task: Task, solution: Solution) -> bool:
 
 def holds(ids: Sequence[int], banned: Collection[tuple[int, ...]]) -> bool:
     """Whether banned tokens stand one after another among these."""
+    known = frozenset(banned)
     return any(
-        tuple(ids[place : place + len(one)]) == one for one in banned for place in range(len(ids) - len(one) + 1)
+        tuple(ids[place : place + length]) in known
+        for length in {len(one) for one in known}
+        for place in range(len(ids) - length + 1)
     )
 
 

@@ -186,7 +186,8 @@ class Pool:
             check_fits(self.vlm, edit)
         deltas = [delta for edit in chosen for delta in edit.deltas]
         agreements: list[Agreement | None] = [None] * len(self.recordings)
-        changed = {place for place, one in enumerate(self.recordings) if _ends_banned(one, chosen)}
+        banned = frozenset(sequence for edit in chosen for sequence in edit.banned)
+        changed = {place for place, one in enumerate(self.recordings) if _ends_banned(one, banned)}
         if deltas and self.recordings:
             pairs = self._logits(deltas)
             agreements = [_agreement(before, after) for before, after in pairs]
@@ -239,12 +240,9 @@ class Pool:
         return dict(zip(places, made, strict=True))
 
 
-def _ends_banned(recording: Recording, edits: Sequence[Edit]) -> bool:
-    """Whether what was generated, behind the prompt's last tokens, holds what an edit bans."""
-    banned = {sequence for edit in edits for sequence in edit.banned}
-    if not banned:
-        return False
-    longest = max(map(len, banned))
+def _ends_banned(recording: Recording, banned: frozenset[tuple[int, ...]]) -> bool:
+    """Whether what was generated, behind the prompt's last tokens, holds what is banned."""
+    longest = max(map(len, banned), default=1)
     prompt = recording.request.inputs.get("input_ids")
     before = [] if prompt is None else prompt[0].tolist()
     return holds([*before[max(0, len(before) - longest + 1) :], *ids_of(recording)], banned)
